@@ -1,0 +1,65 @@
+/* ckpt.h: the files of a checkpoint: folder, manifest.json, hashes, publication, choice of the newest
+ * whole one, pruning (design sections 2 and 8). Knows datasets and slabs, no model.
+ *
+ *   RUN/checkpoints/step-00001234/{model.h5, optimizer.h5, manifest.json}     whole
+ *   RUN/checkpoints/step-00001234.tmp.HOST-PID/                               being written or left over
+ *   RUN/checkpoints/step-00001234.old.HOST-PID/                               replaced a moment ago
+ *   RUN/checkpoints/latest                                                    a hint, never trusted
+ *
+ * A process killed at any moment leaves the old state or a whole new folder: the tmp folder becomes the
+ * checkpoint by one rename (an exchange of names where a folder of that step exists already; where the
+ * file system cannot exchange, the old one is renamed away first and counts as long as no new one is
+ * there). */
+#ifndef SK_CKPT_H
+#define SK_CKPT_H
+#include "io/h5.h"
+
+typedef struct sk_ckpt_meta {
+  char run_id[64];
+  int64_t step;   /* optimizer steps done */
+  int64_t tokens; /* tokens trained on so far */
+  int64_t cursor; /* samples consumed: where the data stream continues */
+  int64_t grid[4]; /* pp, dp, cp, tp of the writer */
+  char *deck;      /* resolved deck; owned by the struct after a read */
+  char *hf_json;   /* HF config.json text: the one given, or one made from the deck; owned likewise */
+} sk_ckpt_meta;
+void sk_ckpt_meta_free(sk_ckpt_meta *m);
+
+/* One HDF5 file of a checkpoint, by the parts of this rank. */
+typedef struct sk_ckpt_file {
+  const char *name; /* "model.h5" or "optimizer.h5" */
+  int n_dset, n_slab;
+  const sk_dset *dset; /* the same on every rank */
+  const sk_slab *slab; /* this rank's */
+} sk_ckpt_file;
+
+/* Collective. Writes the files into a fresh tmp folder, hashes every slab (XXH3-128 by its writer) and
+ * every file, writes manifest.json with its own hash, syncs files and folders, renames to
+ * step-%08d, updates `latest`. A folder of that step that exists already and is whole is replaced only
+ * after the new one is complete. On failure the tmp folder is removed (as far as possible), nothing
+ * else has changed, and *e names the file. bytes (may be NULL): total written. */
+int sk_ckpt_save(MPI_Comm comm, const char *run_dir, const sk_ckpt_meta *meta, int n_file,
+                 const sk_ckpt_file *file, int64_t *bytes, sk_err *e);
+
+/* Collective. Checks that folder `path` is a whole checkpoint: manifest's own hash, versions, every
+ * file's size and XXH3-128 (files spread over the ranks), before HDF5 opens anything; then fills in
+ * *meta (freed by the caller) and, where not NULL, whether optimizer.h5 is there. model.h5 must be. */
+int sk_ckpt_open(MPI_Comm comm, const char *path, sk_ckpt_meta *meta, bool *has_optimizer, sk_err *e);
+
+/* Collective. Reads this rank's slabs of one file of an opened (checked) checkpoint. */
+int sk_ckpt_read(MPI_Comm comm, const char *path, const sk_ckpt_file *file, sk_err *e);
+
+/* Collective. The newest whole checkpoint of run_dir: its path in `path` (size cap), "" when the run
+ * has no checkpoint folders at all. Damaged ones that are newer are named in a warning and passed
+ * over; checkpoints but none whole is SK_FAILED, naming each and what is wrong with it. */
+int sk_ckpt_find(MPI_Comm comm, const char *run_dir, char *path, size_t cap, sk_err *e);
+
+/* Collective (rank 0 works). Removes what is older than the newest `keep` (at least 2) whole-looking
+ * checkpoints (manifest intact, sizes right) except steps that are multiples of keep_every (0: none), and
+ * left-over tmp and old folders that no live process writes: on this host by pid, else after an hour. */
+void sk_ckpt_prune(MPI_Comm comm, const char *run_dir, int64_t keep, int64_t keep_every);
+
+/* Collective. `saker verify`: every file and every slab's hash; prints a line per file on rank 0;
+ * SK_FAILED with the names of all that is damaged. Files whose own hash is wrong are not opened. */
+int sk_ckpt_verify(MPI_Comm comm, const char *path, sk_err *e);
+#endif

@@ -1,0 +1,73 @@
+/* h5.h: collective HDF5 files made of named float datasets, written and read as hyperslabs ("slabs").
+ * Knows nothing of models: the caller turns its parameters into datasets and slabs.
+ *
+ * Files written here: contiguous layout, early allocation, no fill, no filters, little-endian float32,
+ * no time stamps, so that the same contents give the same bytes. Rank 0 makes the file with all its
+ * metadata and reserves its space on the disk; then all ranks open it together (MPI-IO) and each writes
+ * its own slabs. A full disk therefore shows before anything collective has begun.
+ *
+ * Files read here are refused unless every dataset asked for is exactly as above (shape included): no
+ * external or virtual storage, no filters, no links out of the file. */
+#ifndef SK_H5_H
+#define SK_H5_H
+#include "src/agree.h"
+
+enum { SK_MAX_DIMS = 4 };
+
+/* A dataset of the file; every rank passes the same list. Intermediate groups are created. */
+typedef struct sk_dset {
+  const char *name; /* e.g. "params/model.embed_tokens.weight"; not owned */
+  int rank;         /* 1 .. SK_MAX_DIMS */
+  int64_t dim[SK_MAX_DIMS];
+} sk_dset;
+
+/* One rank's part of a dataset. Parts of different ranks do not overlap when writing. */
+typedef struct sk_slab {
+  int dset; /* index into the list of datasets */
+  int64_t start[SK_MAX_DIMS], count[SK_MAX_DIMS];
+  float *data; /* row-major [count]; read from (write) or filled in (read); not owned */
+} sk_slab;
+
+/* Elements of a slab of `rank` dimensions; 0 for an empty one. */
+int64_t sk_slab_count(const sk_slab *s, int rank);
+
+/* Collective over comm. Creates path (which must not exist), writes all slabs, syncs the file to disk.
+ * attrs: NULL-terminated list of name, value, name, value ... text attributes of the root, or NULL.
+ * On failure the file is removed. */
+int sk_h5_write(MPI_Comm comm, const char *path, int n_dset, const sk_dset *dset, int n_slab,
+                const sk_slab *slab, const char *const *attrs, sk_err *e);
+
+/* Collective over comm. Checks every dataset of the list, then fills in this rank's slabs. */
+int sk_h5_read(MPI_Comm comm, const char *path, int n_dset, const sk_dset *dset, int n_slab,
+               const sk_slab *slab, sk_err *e);
+
+/* The rest is for the other files of io/ (ids are HDF5's hid_t; < 0 on failure). */
+
+/* "PATH: cannot be WHAT: what HDF5 says about it"; call it right after the HDF5 call that failed. */
+int sk_h5_fail(sk_err *e, const char *path, const char *what);
+
+/* Not collective. A new empty file / an existing one read-only, by this process alone. */
+int64_t sk_h5_create(const char *path, sk_err *e);
+int64_t sk_h5_open(const char *path, sk_err *e);
+int sk_h5_close(int64_t file);
+
+/* Not collective. A creation property list for datasets (contiguous, early, no fill, no times). */
+int64_t sk_h5_dset_plist(void);
+
+/* Collective over comm, which agrees on errors. An existing file for all ranks together. */
+int64_t sk_h5_open_shared(MPI_Comm comm, const char *path, bool write, sk_err *e);
+
+/* Collective over comm. Closes a shared file and syncs it to disk where it was written. */
+int sk_h5_close_shared(MPI_Comm comm, int64_t file, const char *path, bool written, sk_err *e);
+
+/* Not collective. Opens a dataset after checking that it lies in this file itself: hard links on the
+ * way, no external or virtual storage, no filters, rank given, storage inside the file. */
+int64_t sk_h5_open_dset(int64_t file, const char *path, const char *name, int rank, sk_err *e);
+
+/* Not collective. Attributes of the root group: fixed-length text (not empty), 64-bit integers. */
+int sk_h5_text_attr(int64_t file, const char *path, const char *name, const char *value, sk_err *e);
+int sk_h5_int_attr(int64_t file, const char *path, const char *name, int64_t value, sk_err *e);
+
+/* Not collective. Reads one slab of an open file (sk_h5_open) after checking the dataset. */
+int sk_h5_read_slab(int64_t file, const char *path, const sk_dset *dset, const sk_slab *slab, sk_err *e);
+#endif

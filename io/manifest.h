@@ -1,0 +1,50 @@
+/* manifest.h: manifest.json of a checkpoint (design section 8), between a struct and its text.
+ *
+ *   {"format": "saker-checkpoint", "version": 1, "run_id", "step", "tokens", "cursor",
+ *    "grid": {"pp", "dp", "cp", "tp"}, "deck": text, "hf_config": text or null,
+ *    "files": [{"name", "size", "xxh3_128",
+ *      "datasets": [{"name", "shape", "slabs": [{"start", "count", "xxh3_128"}, ...]}, ...]}, ...],
+ *    "manifest_xxh3_128": "..."}
+ *
+ * A slab is what one rank wrote; its hash is that of its float32 values, little-endian, row-major. The
+ * slabs of a dataset cover it exactly. All hashes are XXH3-128 as 32 hex digits (xxh128sum prints the
+ * same). manifest_xxh3_128 is the hash of the whole text with these 32 digits themselves replaced by 0s. */
+#ifndef SK_MANIFEST_H
+#define SK_MANIFEST_H
+#include "io/ckpt.h"
+#include "io/fsutil.h"
+
+enum { SK_MANIFEST_VERSION = 1, SK_CKPT_MAX_FILES = 64 };
+
+typedef struct sk_manifest_file {
+  char name[64]; /* plain name inside the folder */
+  int64_t size;
+  char hash[SK_HASH_HEX];
+  int n_dset;
+  sk_dset *dset; /* names owned after a parse, borrowed before printing */
+} sk_manifest_file;
+
+typedef struct sk_manifest_slab {
+  int32_t file, dset;
+  int64_t start[SK_MAX_DIMS], count[SK_MAX_DIMS];
+  char hash[SK_HASH_HEX];
+} sk_manifest_slab;
+
+typedef struct sk_manifest {
+  sk_ckpt_meta meta;
+  int n_file;
+  sk_manifest_file file[SK_CKPT_MAX_FILES];
+  int64_t n_slab;
+  sk_manifest_slab *slab; /* ordered by file, dataset, start */
+} sk_manifest;
+
+/* Not collective. Sorts m->slab; the text is owned by the caller. Fails when a text is not UTF-8. */
+char *sk_manifest_print(sk_manifest *m, sk_err *e);
+
+/* Not collective. Reads dir/manifest.json and checks it entirely: own hash, version, types, ranges, that
+ * slabs cover their datasets. On failure *m is empty. */
+int sk_manifest_read(const char *dir, sk_manifest *m, sk_err *e);
+
+/* Frees what a read has allocated. */
+void sk_manifest_free(sk_manifest *m);
+#endif

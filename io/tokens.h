@@ -1,0 +1,43 @@
+/* tokens.h: token data sets (*.h5, design section 8): build from text, open, read windows, info.
+ *   /data       rank 1, uint16 (vocabulary <= 65536) or uint32, chunked 1 Mi
+ *   /documents  uint64 start offsets, first 0, strictly ascending
+ *   attributes  format="saker-tokens", version, vocab_size, eos_id, tokenizer, tokenizer_xxh3, tokens,
+ *               source, created_by */
+#ifndef SK_TOKENS_H
+#define SK_TOKENS_H
+#include "src/agree.h"
+
+typedef struct sk_tokens sk_tokens; /* an open data set; reading is not collective */
+
+typedef struct sk_tokens_info {
+  int64_t tokens, documents, vocab_size, eos_id;
+  int width; /* bytes per token: 2 or 4 */
+  char tokenizer[64], source[1024], created_by[128];
+} sk_tokens_info;
+
+/* Collective over comm: every rank opens the file read-only and checks it (format, version, types,
+ * shapes, that /data is as long as it says and the file not truncated). */
+int sk_tokens_open(MPI_Comm comm, const char *path, sk_tokens **t, sk_err *e);
+void sk_tokens_close(sk_tokens *t);
+const sk_tokens_info *sk_tokens_get_info(const sk_tokens *t);
+
+/* Not collective. ids[count] = data[first .. first+count-1]; count + first <= tokens. A token outside
+ * the vocabulary is an error that names file and offset. */
+int sk_tokens_read(sk_tokens *t, int64_t first, int64_t count, int32_t *ids, sk_err *e);
+
+/* Not collective, in memory. start[i] = offset (in the data set) at which the document of token first+i
+ * begins, for i < count. */
+void sk_tokens_doc_start(const sk_tokens *t, int64_t first, int64_t count, int64_t *start);
+
+/* Collective over comm. Tokenizes texts (files, folders taken recursively in name order, .jsonl with
+ * "text") into `out`; the contents are identical for every number of ranks. tokenizer: "bytes"
+ * (id = byte, 256 ends a document). Each .txt or other text file is one document, each .jsonl line
+ * one; files named *.h5, *.gz, *.zst and hidden ones in folders are refused or skipped with a note.
+ * Progress on rank 0. Written as out.tmp, synced and renamed; an existing `out` is replaced only when
+ * complete. */
+int sk_tokens_build(MPI_Comm comm, const char *tokenizer, const char *out, int n_text,
+                    char *const *text, sk_err *e);
+
+/* Not collective (call on one rank): prints what the file holds, with samples of decoded text. */
+int sk_tokens_print_info(const char *path, sk_err *e);
+#endif

@@ -1,0 +1,271 @@
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "kernels/cpu.h"
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "kernels/cpu_mamba.h"
+
+enum { ALIGN = 256, CHUNK = 1 << 20 }; // bytes; CHUNK: what one thread copies at a time
+
+// ---- device and memory ----
+
+static void cpu_model(char *name, size_t size) {
+  snprintf(name, size, "CPU");
+  FILE *f = fopen("/proc/cpuinfo", "r");
+  if (!f) return;
+  char line[512];
+  while (fgets(line, sizeof line, f)) {
+    const char *colon = strchr(line, ':');
+    if (!colon || strncmp(line, "model name", 10) != 0) continue;
+    line[strcspn(line, "\n")] = 0;
+    snprintf(name, size, "%s", colon + 1 + strspn(colon + 1, " \t"));
+    break;
+  }
+  fclose(f);
+}
+
+static sk_device *cpu_open(int index, sk_dtype act, sk_err *e) {
+  (void)index; // there is one CPU; ranks that share a node share it
+  if (act != SK_F32) {
+    sk_fail(e, SK_FAILED,
+            "the CPU device computes in fp32 only; for bf16 the caller must open it with "
+            "fp32 and compute in fp32");
+    return NULL;
+  }
+  sk_device *d = sk_calloc(1, sizeof *d);
+  int threads = omp_get_max_threads();
+  char model[160], blas[160];
+  cpu_model(model, sizeof model);
+  sk_cpu_blas_open(threads, blas, sizeof blas);
+  snprintf(d->text, sizeof d->text, "%s, %d OpenMP thread%s, %s", model, threads,
+           threads == 1 ? "" : "s", blas);
+  return d;
+}
+
+static void cpu_close(sk_device *d) {
+  sk_free(d);
+}
+static const char *cpu_describe(sk_device *d) {
+  return d->text;
+}
+
+static sk_dtype cpu_act(const sk_device *d) {
+  (void)d;
+  return SK_F32;
+}
+
+static void *cpu_alloc(sk_device *d, size_t bytes) {
+  (void)d;
+  if (bytes > (size_t)PTRDIFF_MAX - ALIGN) return NULL;
+  size_t whole = (bytes + ALIGN - 1) / ALIGN * ALIGN;
+  return aligned_alloc(ALIGN, whole ? whole : ALIGN);
+}
+
+static void cpu_free(sk_device *d, void *p) {
+  (void)d;
+  free(p);
+}
+
+// ---- streams and events: everything is done when an op returns ----
+
+static sk_stream *cpu_stream_create(sk_device *d) {
+  sk_stream *s = sk_calloc(1, sizeof *s);
+  s->device = d;
+  return s;
+}
+
+static void cpu_stream_destroy(sk_stream *s) {
+  if (!s) return;
+  free(s->scratch);
+  sk_free(s);
+}
+
+static void cpu_sync(sk_stream *s) {
+  (void)s;
+}
+
+static sk_event *cpu_event_create(sk_device *d) {
+  (void)d;
+  return sk_calloc(1, sizeof(sk_event));
+}
+
+static void cpu_event_destroy(sk_event *ev) {
+  sk_free(ev);
+}
+
+static void cpu_record(sk_event *ev, sk_stream *s) {
+  (void)ev;
+  (void)s;
+}
+
+static void cpu_wait(sk_stream *s, sk_event *ev) {
+  (void)s;
+  (void)ev;
+}
+
+void *sk_cpu_scratch(sk_stream *s, size_t bytes) {
+  if (bytes <= s->scratch_bytes && s->scratch) return s->scratch;
+  free(s->scratch);
+  s->scratch_bytes = bytes;
+  s->scratch = cpu_alloc(s->device, bytes);
+  SK_CHECK(s->scratch, "out of memory: %zu bytes of scratch", bytes);
+  return s->scratch;
+}
+
+// ---- copies ----
+
+static void cpu_copy(sk_stream *s, void *dst, const void *src, size_t bytes) {
+  (void)s;
+  int64_t chunks = sk_ceil_div((int64_t)bytes, CHUNK);
+#pragma omp parallel for schedule(static) if (chunks > 1)
+  for (int64_t i = 0; i < chunks; i++) {
+    size_t at = (size_t)i * CHUNK, len = bytes - at < CHUNK ? bytes - at : CHUNK;
+    memcpy((char *)dst + at, (const char *)src + at, len);
+  }
+}
+
+static void cpu_copy2d(sk_stream *s, void *dst, size_t ldd, const void *src, size_t lds,
+                       size_t width, int64_t rows) {
+  (void)s;
+#pragma omp parallel for schedule(static) if (rows * (int64_t)width > CHUNK)
+  for (int64_t i = 0; i < rows; i++)
+    memcpy((char *)dst + (size_t)i * ldd, (const char *)src + (size_t)i * lds, width);
+}
+
+static void cpu_zero(sk_stream *s, void *p, size_t bytes) {
+  (void)s;
+  int64_t chunks = sk_ceil_div((int64_t)bytes, CHUNK);
+#pragma omp parallel for schedule(static) if (chunks > 1)
+  for (int64_t i = 0; i < chunks; i++) {
+    size_t at = (size_t)i * CHUNK;
+    memset((char *)p + at, 0, bytes - at < CHUNK ? bytes - at : CHUNK);
+  }
+}
+
+// To the nearest, ties to even; NaN stays NaN.
+static uint16_t to_bf16(float x) {
+  uint32_t u;
+  memcpy(&u, &x, 4);
+  uint16_t nan = (uint16_t)((u >> 16) | 0x40),
+           near = (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+  return (u & 0x7fffffffu) > 0x7f800000u ? nan : near;
+}
+
+static float from_bf16(uint16_t x) {
+  uint32_t u = (uint32_t)x << 16;
+  float f;
+  memcpy(&f, &u, 4);
+  return f;
+}
+
+static void cpu_cast(sk_stream *s, void *dst, sk_dtype to, const void *src, sk_dtype from,
+                     int64_t n) {
+  if (to == from) {
+    cpu_copy(s, dst, src, (size_t)n * sk_dtype_size(to));
+  } else if (to == SK_BF16) {
+    uint16_t *out = dst;
+    const float *in = src;
+#pragma omp parallel for simd schedule(static)
+    for (int64_t i = 0; i < n; i++) out[i] = to_bf16(in[i]);
+  } else {
+    float *out = dst;
+    const uint16_t *in = src;
+#pragma omp parallel for simd schedule(static)
+    for (int64_t i = 0; i < n; i++) out[i] = from_bf16(in[i]);
+  }
+}
+
+// ---- sums over tokens ----
+
+sk_cpu_blocks sk_cpu_cut(int64_t n) {
+  enum { MOST = 64, LEAST = 32 }; // blocks; tokens in one
+  int64_t size = sk_max64(LEAST, sk_ceil_div(n, MOST));
+  return (sk_cpu_blocks){size, sk_ceil_div(n, size)};
+}
+
+void sk_cpu_reduce(float *out, const double *part, int64_t count, int64_t cols, double scale) {
+#pragma omp parallel for schedule(static)
+  for (int64_t c = 0; c < cols; c++) {
+    double sum = 0;
+    for (int64_t i = 0; i < count; i++) sum += part[i * cols + c];
+    out[c] = (float)(out[c] + scale * sum);
+  }
+}
+
+// ---- the table ----
+
+const sk_ops sk_cpu_ops = {
+    .name = "cpu",
+    .open = cpu_open,
+    .close = cpu_close,
+    .describe = cpu_describe,
+    .act = cpu_act,
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+    .stream_create = cpu_stream_create,
+    .stream_destroy = cpu_stream_destroy,
+    .sync = cpu_sync,
+    .event_create = cpu_event_create,
+    .event_destroy = cpu_event_destroy,
+    .record = cpu_record,
+    .wait = cpu_wait,
+    .copy = cpu_copy,
+    .copy2d = cpu_copy2d,
+    .to_host = cpu_copy,
+    .from_host = cpu_copy,
+    .zero = cpu_zero,
+    .cast = cpu_cast,
+    .gemm = sk_cpu_gemm,
+    .bias = sk_cpu_bias,
+    .bias_grad = sk_cpu_bias_grad,
+    .add_f32 = sk_cpu_add_f32,
+    .add = sk_cpu_add,
+    .embed = sk_cpu_embed,
+    .embed_grad = sk_cpu_embed_grad,
+    .rmsnorm = sk_cpu_rmsnorm,
+    .rmsnorm_grad = sk_cpu_rmsnorm_grad,
+    .gate = sk_cpu_gate,
+    .gate_stats = sk_cpu_gate_stats,
+    .gate_grad_stats = sk_cpu_gate_grad_stats,
+    .gate_grad = sk_cpu_gate_grad,
+    .swiglu = sk_cpu_swiglu,
+    .swiglu_grad = sk_cpu_swiglu_grad,
+    .rope = sk_cpu_rope,
+    .attention = sk_cpu_attention,
+    .attention_ws = sk_cpu_attention_ws,
+    .attention_grad = sk_cpu_attention_grad,
+    .conv = sk_cpu_conv,
+    .conv_grad = sk_cpu_conv_grad,
+    .dt = sk_cpu_dt,
+    .dt_grad = sk_cpu_dt_grad,
+    .ssd_ws = sk_cpu_ssd_ws,
+    .ssd = sk_cpu_ssd,
+    .ssd_grad_ws = sk_cpu_ssd_grad_ws,
+    .ssd_grad = sk_cpu_ssd_grad,
+    .ssd_state = sk_cpu_ssd_state,
+    .ssd_state_grad = sk_cpu_ssd_state_grad,
+    .fade_add = sk_cpu_fade_add,
+    .xent_merge = sk_cpu_xent_merge,
+    .xent_stats = sk_cpu_xent_stats,
+    .xent_grad = sk_cpu_xent_grad,
+    .sum = sk_cpu_sum,
+    .sqnorm = sk_cpu_sqnorm,
+    .adamw = sk_cpu_adamw,
+};
+
+bool sk_ops_complete(const sk_ops *ops, int *missing) {
+  // The table is a name and function pointers, all of one size on the systems Saker runs on.
+  typedef void (*entry)(void);
+  _Static_assert(sizeof(sk_ops) % sizeof(entry) == 0, "sk_ops is a row of pointers");
+  for (size_t i = 0; i < sizeof *ops / sizeof(entry); i++) {
+    entry f;
+    memcpy(&f, (const char *)ops + i * sizeof f, sizeof f);
+    if (f) continue;
+    *missing = (int)i;
+    return false;
+  }
+  return true;
+}

@@ -1,0 +1,115 @@
+#ifdef HAVE_CONFIG_H
+#include <config.h>
+#endif
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "kernels/cpu.h"
+#ifdef HAVE_BLIS
+// BLIS's headers define many inline functions that nobody uses.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function"
+#pragma GCC diagnostic ignored "-Wunused-parameter"
+#pragma GCC diagnostic ignored "-Wtype-limits"
+#include <blis.h>
+#include <cblas.h>
+#pragma GCC diagnostic pop
+#else
+#include <cblas.h>
+#endif
+
+void sk_cpu_blas_open(int threads, char *text, size_t size) {
+#if defined(HAVE_BLIS)
+  // BLIS stays on one thread unless the environment or the program says otherwise.
+  if (!getenv("BLIS_NUM_THREADS")) bli_thread_set_num_threads(threads);
+  arch_t arch = bli_arch_query_id();
+  snprintf(text, size, "BLIS %s, %s%s", bli_info_get_version_str(), bli_arch_string(arch),
+           arch == BLIS_ARCH_GENERIC ? " (generic fallback kernel)" : "");
+#elif defined(HAVE_OPENBLAS)
+  openblas_set_num_threads(threads);
+  const char *core = openblas_get_corename();
+  bool generic =
+      strcmp(core, "Prescott") == 0 || strcmp(core, "ARMV8") == 0 || strstr(core, "eneric") != NULL;
+  snprintf(text, size, "OpenBLAS, %s%s", core, generic ? " (generic fallback kernel)" : "");
+#else
+  (void)threads;
+  snprintf(text, size, "a CBLAS without a name");
+#endif
+}
+
+static float dot(const float *restrict a, const float *restrict b, int64_t k) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < k; i++) sum += a[i] * b[i];
+  return sum;
+}
+
+// C[1,n] = alpha * a[k] B[n,k]^T + beta * C: one token through a linear layer. Reading B is all the
+// cost, and a BLAS would do it with one thread.
+static void one_row(int64_t n, int64_t k, float alpha, const float *a, const float *B, int64_t ldb,
+                    float beta, float *C) {
+#pragma omp parallel for schedule(static) if (n * k > 1 << 15)
+  for (int64_t j = 0; j < n; j++) {
+    float x = alpha * dot(a, B + j * ldb, k);
+    C[j] = beta == 0 ? x : x + beta * C[j];
+  }
+}
+
+void sk_cpu_gemm(sk_stream *s, bool ta, bool tb, int64_t m, int64_t n, int64_t k, double alpha,
+                 const void *A, int64_t lda, const void *B, int64_t ldb, double beta, void *C,
+                 int64_t ldc, sk_dtype ct) {
+  (void)s;
+  SK_CHECK(ct == SK_F32, "gemm on the CPU writes fp32 only");
+  if (m == 0 || n == 0) return;
+  if (m == 1 && tb && (!ta || lda == 1)) {
+    one_row(n, k, (float)alpha, A, B, ldb, (float)beta, C);
+    return;
+  }
+  SK_CHECK(m <= INT_MAX && n <= INT_MAX && k <= INT_MAX && lda <= INT_MAX && ldb <= INT_MAX &&
+               ldc <= INT_MAX,
+           "gemm: %lld x %lld x %lld does not fit the BLAS's 32-bit sizes", (long long)m,
+           (long long)n, (long long)k);
+  cblas_sgemm(CblasRowMajor, ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans, (int)m,
+              (int)n, (int)k, (float)alpha, A, (int)lda, B, (int)ldb, (float)beta, C, (int)ldc);
+}
+
+void sk_cpu_bias(sk_stream *s, void *y, int64_t ldy, const void *bias, double scale, int64_t n,
+                 int64_t cols) {
+  (void)s;
+  const float *restrict b = bias;
+  float f = (float)scale;
+#pragma omp parallel for schedule(static)
+  for (int64_t t = 0; t < n; t++) {
+    float *restrict row = (float *)y + t * ldy;
+#pragma omp simd
+    for (int64_t c = 0; c < cols; c++) row[c] += f * b[c];
+  }
+}
+
+void sk_cpu_bias_grad(sk_stream *s, float *dbias, const void *dy, int64_t ldy, double scale,
+                      int64_t n, int64_t cols) {
+  sk_cpu_blocks cut = sk_cpu_cut(n);
+  double *part = sk_cpu_scratch(s, (size_t)(cut.count * cols) * sizeof *part);
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < cut.count; i++) {
+    double *restrict sum = part + i * cols;
+    memset(sum, 0, (size_t)cols * sizeof *sum);
+    for (int64_t t = i * cut.size; t < sk_min64(n, (i + 1) * cut.size); t++) {
+      const float *restrict row = (const float *)dy + t * ldy;
+#pragma omp simd
+      for (int64_t c = 0; c < cols; c++) sum[c] += row[c];
+    }
+  }
+  sk_cpu_reduce(dbias, part, cut.count, cols, scale);
+}
+
+void sk_cpu_add_f32(sk_stream *s, float *y, const float *x, int64_t n) {
+  (void)s;
+#pragma omp parallel for simd schedule(static)
+  for (int64_t i = 0; i < n; i++) y[i] += x[i];
+}
+
+void sk_cpu_add(sk_stream *s, void *y, const void *x, int64_t n) {
+  sk_cpu_add_f32(s, y, x, n);
+}

@@ -1,0 +1,307 @@
+/* comm_mpi.c: comm.h on MPI, for devices whose memory is the host's. Everything is posted at the
+ * call and finished in wait; between the two MPI moves data only where it progresses by itself. */
+#include <limits.h>
+#include <string.h>
+#include "src/comm.h"
+
+const char *const sk_comm_kind_name[SK_COMM_KINDS] = {"gather", "scatter", "reduce", "send"};
+size_t sk_comm_mpi_cut = (size_t)1 << 30;
+
+enum { SEQUENCE = 1 << 15 }; // tags of collectives: what the MPI standard promises at least
+
+struct sk_ticket {
+  sk_ticket *next; // in the pool
+  bool open;
+  MPI_Request *req; // receives come first
+  MPI_Status *status;
+  int n, cap;        // requests: posted, allocated
+  int receives;      // how many of them are checked for their size
+  size_t bytes, cut; // each rank's message and how it was cut
+  // A sum to take when everything is here. ws has the parts in rank order, without mine if `hole`.
+  float *sum, *ws; // sum NULL: nothing to add
+  const float *own;
+  int64_t count;
+  bool hole;
+};
+
+struct sk_group {
+  const sk_ops *op;
+  MPI_Comm collective, message; // owned: a tag of one means nothing in the other
+  int rank, size;
+  int sequence;    // of collectives made of messages
+  int open;        // tickets that have not been waited for
+  sk_ticket *pool; // tickets not in use
+  sk_comm_stats stats;
+};
+
+// ---- group and tickets ----
+
+static void mpi_close(sk_group *g) {
+  if (!g) return;
+  SK_CHECK(g->open == 0, "a group was closed while %d operations were under way", g->open);
+  for (sk_ticket *t = g->pool, *next; t; t = next) {
+    next = t->next;
+    sk_free(t->req);
+    sk_free(t->status);
+    sk_free(t);
+  }
+  SK_MPI(MPI_Comm_free(&g->message));
+  SK_MPI(MPI_Comm_free(&g->collective));
+  sk_free(g);
+}
+
+static sk_group *mpi_open(MPI_Comm comm, const sk_ops *op, sk_device *dev, sk_err *e) {
+  (void)dev;
+  int *limit, found;
+  if (strcmp(op->name, "cpu") != 0)
+    sk_fail(e, SK_FAILED,
+            "MPI cannot reach the memory of device \"%s\"; only the CPU's can be given to it",
+            op->name);
+  SK_MPI(MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_TAG_UB, &limit, &found));
+  if (found && *limit < SK_COMM_TAGS - 1)
+    sk_fail(e, SK_FAILED,
+            "this MPI has message tags up to %d and %d are needed; raise its limit (Intel MPI: "
+            "MPIR_CVAR_CH4_OFI_TAG_BITS) or use another MPI",
+            *limit, SK_COMM_TAGS - 1);
+  if (sk_agree(comm, e) != SK_OK) return NULL;
+  sk_group *g = sk_calloc(1, sizeof *g);
+  g->op = op;
+  SK_MPI(MPI_Comm_dup(comm, &g->collective));
+  SK_MPI(MPI_Comm_dup(comm, &g->message));
+  SK_MPI(MPI_Comm_rank(comm, &g->rank));
+  SK_MPI(MPI_Comm_size(comm, &g->size));
+  return g;
+}
+
+static sk_ticket *take(sk_group *g, int64_t requests) {
+  sk_ticket *t = g->pool;
+  if (t) {
+    g->pool = t->next;
+  } else {
+    t = sk_calloc(1, sizeof *t);
+  }
+  if (requests > t->cap) {
+    SK_CHECK(requests <= INT_MAX, "an operation of %lld messages", (long long)requests);
+    t->cap = (int)requests;
+    t->req = sk_realloc(t->req, (size_t)requests * sizeof *t->req);
+    t->status = sk_realloc(t->status, (size_t)requests * sizeof *t->status);
+  }
+  t->open = true;
+  t->n = t->receives = 0;
+  t->sum = NULL;
+  g->open++;
+  return t;
+}
+
+static void count_call(sk_group *g, sk_comm_kind kind, size_t bytes, int others) {
+  g->stats.calls[kind]++;
+  g->stats.bytes[kind] += (int64_t)bytes * others;
+}
+
+// ---- messages, cut where they are too long for MPI's counts ----
+
+static int64_t pieces(size_t bytes, size_t cut) {
+  return bytes <= cut ? 1 : (int64_t)((bytes - 1) / cut) + 1;
+}
+
+static void post_recv(sk_ticket *t, MPI_Comm comm, char *dst, int from, int tag) {
+  size_t at = 0;
+  do {
+    size_t n = t->bytes - at < t->cut ? t->bytes - at : t->cut;
+    SK_MPI(MPI_Irecv(dst + at, (int)n, MPI_BYTE, from, tag, comm, &t->req[t->n++]));
+    at += n;
+  } while (at < t->bytes);
+  t->receives = t->n;
+}
+
+static void post_send(sk_ticket *t, MPI_Comm comm, const char *src, int to, int tag) {
+  size_t at = 0;
+  do {
+    size_t n = t->bytes - at < t->cut ? t->bytes - at : t->cut;
+    SK_MPI(MPI_Isend(src + at, (int)n, MPI_BYTE, to, tag, comm, &t->req[t->n++]));
+    at += n;
+  } while (at < t->bytes);
+}
+
+static sk_ticket *take_messages(sk_group *g, size_t bytes, int64_t messages) {
+  SK_CHECK(sk_comm_mpi_cut > 0 && sk_comm_mpi_cut <= INT_MAX, "messages cut at %zu bytes",
+           sk_comm_mpi_cut);
+  sk_ticket *t = take(g, messages * pieces(bytes, sk_comm_mpi_cut));
+  t->bytes = bytes;
+  t->cut = sk_comm_mpi_cut;
+  return t;
+}
+
+/* Every rank's `bytes` at src + (receiver) * stride go to dst + (sender) * bytes; with hole, dst
+ * has no place for mine. Ranks start with different partners, so that nobody is everybody's first.
+ */
+static sk_ticket *exchange(sk_group *g, char *dst, bool hole, const char *src, size_t stride,
+                           size_t bytes) {
+  const int p = g->size, me = g->rank, tag = g->sequence;
+  sk_ticket *t = take_messages(g, bytes, 2 * (int64_t)(p - 1));
+  g->sequence = (g->sequence + 1) % SEQUENCE;
+  for (int s = 1; s < p; s++) {
+    int from = (me - s + p) % p, place = from - (hole && from > me);
+    post_recv(t, g->collective, dst + (size_t)place * bytes, from, tag);
+  }
+  for (int s = 1; s < p; s++) {
+    int to = (me + s) % p;
+    post_send(t, g->collective, src + (size_t)to * stride, to, tag);
+  }
+  return t;
+}
+
+/* All ranks' `bytes` into dst, mine is there already. MPI's own collective where its counts reach.
+ */
+static sk_ticket *gather(sk_group *g, char *dst, size_t bytes) {
+  if (bytes > sk_comm_mpi_cut / (size_t)g->size)
+    return exchange(g, dst, false, dst + (size_t)g->rank * bytes, 0, bytes);
+  sk_ticket *t = take(g, 1);
+  SK_MPI(MPI_Iallgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, dst, (int)bytes, MPI_BYTE,
+                        g->collective, &t->req[t->n++]));
+  return t;
+}
+
+// ---- the table ----
+
+static sk_ticket *mpi_all_gather(sk_group *g, sk_stream *st, void *dst, const void *src,
+                                 size_t bytes) {
+  count_call(g, SK_COMM_GATHER, bytes, g->size - 1);
+  if (bytes == 0) return NULL;
+  char *mine = (char *)dst + (size_t)g->rank * bytes;
+  if (src != mine) g->op->copy(st, mine, src, bytes);
+  if (g->size == 1) return NULL;
+  g->op->sync(st);
+  return gather(g, dst, bytes);
+}
+
+static size_t array_bytes(int64_t count, sk_dtype t) {
+  SK_CHECK(t == SK_F32 && count >= 0, "a sum of %lld elements of type %d: only fp32 is summed",
+           (long long)count, (int)t);
+  return (size_t)count * sizeof(float);
+}
+
+static size_t mpi_scatter_ws(int ranks, int64_t count, sk_dtype t) {
+  return (size_t)(ranks - 1) * array_bytes(count, t);
+}
+
+static size_t mpi_reduce_ws(int ranks, int64_t count, sk_dtype t) {
+  return ranks == 1 ? 0 : (size_t)ranks * array_bytes(count, t);
+}
+
+static void sum_later(sk_ticket *t, float *sum, const float *own, float *ws, bool hole,
+                      int64_t count) {
+  t->sum = sum;
+  t->own = own;
+  t->ws = ws;
+  t->hole = hole;
+  t->count = count;
+}
+
+static sk_ticket *mpi_reduce_scatter(sk_group *g, sk_stream *st, void *dst, const void *src,
+                                     int64_t count, sk_dtype type, void *ws) {
+  size_t bytes = array_bytes(count, type);
+  const float *own = (const float *)src + g->rank * count;
+  count_call(g, SK_COMM_SCATTER, bytes, g->size - 1);
+  if (count == 0) return NULL;
+  if (g->size == 1) {
+    if (dst != own) g->op->copy(st, dst, own, bytes);
+    return NULL;
+  }
+  g->op->sync(st);
+  sk_ticket *t = exchange(g, ws, true, src, bytes, bytes);
+  sum_later(t, dst, own, ws, true, count);
+  return t;
+}
+
+static sk_ticket *mpi_all_reduce(sk_group *g, sk_stream *st, void *x, int64_t count, sk_dtype type,
+                                 void *ws) {
+  size_t bytes = array_bytes(count, type);
+  count_call(g, SK_COMM_REDUCE, bytes, g->size - 1);
+  if (count == 0 || g->size == 1) return NULL;
+  g->op->copy(st, (char *)ws + (size_t)g->rank * bytes, x, bytes);
+  g->op->sync(st);
+  sk_ticket *t = gather(g, ws, bytes);
+  sum_later(t, x, x, ws, false, count);
+  return t;
+}
+
+static void check_message(const sk_group *g, int peer, int tag) {
+  SK_CHECK(peer >= 0 && peer < g->size && tag >= 0 && tag < SK_COMM_TAGS,
+           "a message to or from rank %d of %d with tag %d", peer, g->size, tag);
+}
+
+static sk_ticket *mpi_send(sk_group *g, sk_stream *st, const void *src, size_t bytes, int to,
+                           int tag) {
+  check_message(g, to, tag);
+  count_call(g, SK_COMM_SEND, bytes, to != g->rank);
+  g->op->sync(st);
+  sk_ticket *t = take_messages(g, bytes, 1);
+  post_send(t, g->message, src, to, tag);
+  return t;
+}
+
+static sk_ticket *mpi_recv(sk_group *g, sk_stream *st, void *dst, size_t bytes, int from, int tag) {
+  check_message(g, from, tag);
+  g->op->sync(st); // earlier work may still use dst
+  sk_ticket *t = take_messages(g, bytes, 1);
+  post_recv(t, g->message, dst, from, tag);
+  return t;
+}
+
+// Too long a message is MPI's error; too short a one would leave old numbers behind.
+static void check_sizes(const sk_ticket *t) {
+  int64_t each = pieces(t->bytes, t->cut);
+  for (int i = 0; i < t->receives; i++) {
+    size_t want = i % each < each - 1 ? t->cut : t->bytes - (size_t)(each - 1) * t->cut;
+    int got;
+    SK_MPI(MPI_Get_count(&t->status[i], MPI_BYTE, &got));
+    SK_CHECK((size_t)got == want,
+             "a message of %d bytes from rank %d of its group where %zu were due", got,
+             t->status[i].MPI_SOURCE, want);
+  }
+}
+
+/* sum = ((part 0 + part 1) + part 2) + ... It may be where my own part is, so on every rank but the
+ * first it grows in place of part 0, which is scratch there. */
+static void add_parts(const sk_group *g, sk_stream *st, const sk_ticket *t) {
+  const size_t bytes = (size_t)t->count * sizeof(float);
+  float *acc = g->rank == 0 ? t->sum : t->ws;
+  if (g->rank == 0 && t->own != acc) g->op->copy(st, acc, t->own, bytes);
+  for (int r = 1; r < g->size; r++) {
+    const float *part = r == g->rank ? t->own : t->ws + (r - (t->hole && r > g->rank)) * t->count;
+    g->op->add_f32(st, acc, part, t->count);
+  }
+  if (acc != t->sum) g->op->copy(st, t->sum, acc, bytes);
+}
+
+static void mpi_wait(sk_group *g, sk_stream *st, sk_ticket *t) {
+  if (!t) return;
+  SK_CHECK(t->open, "an operation was waited for twice");
+  SK_MPI(MPI_Waitall(t->n, t->req, t->status));
+  check_sizes(t);
+  if (t->sum) add_parts(g, st, t);
+  t->open = false;
+  t->next = g->pool;
+  g->pool = t;
+  g->open--;
+}
+
+static sk_comm_stats *mpi_stats(sk_group *g) {
+  return &g->stats;
+}
+
+const sk_comm_ops sk_comm_mpi = {
+    .name = "mpi",
+    .open = mpi_open,
+    .close = mpi_close,
+    .all_gather = mpi_all_gather,
+    .scatter_ws = mpi_scatter_ws,
+    .reduce_scatter = mpi_reduce_scatter,
+    .reduce_ws = mpi_reduce_ws,
+    .all_reduce = mpi_all_reduce,
+    .send = mpi_send,
+    .recv = mpi_recv,
+    .wait = mpi_wait,
+    .stats = mpi_stats,
+};

@@ -1,0 +1,146 @@
+#include "src/generate.h"
+#include "src/checkpoint.h"
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { PIECE = 128, BYTES = 256, END = 256 }; /* byte tokenizer: END closes a document */
+
+static void bind(sk_decoder *d) {
+  sk_ctx *c = &d->engine.ctx;
+  sk_arena *a = &d->memory;
+  for (int64_t i = 0; i < d->engine.model.n_layers; i++) {
+    const sk_layer *l = &d->engine.model.layer[i];
+    sk_layer_cache *k = &d->cache[i];
+    if (l->mixer != 'M')
+      k->attention.kv = sk_take_act(c, a, d->capacity * 2 * l->attention.KV * l->attention.hd);
+    if (l->mixer == '*') continue;
+    k->mamba.halo = sk_take_act(c, a, (l->mamba.K - 1) * l->mamba.cd);
+    for (int s = 0; s < 2; s++)
+      k->mamba.state[s] = sk_take_f32(a, l->mamba.nh * l->mamba.P * l->mamba.N);
+  }
+  d->ids = sk_arena_take(a, (size_t)d->piece * sizeof(int32_t));
+  d->start = sk_arena_take(a, (size_t)d->piece * sizeof(int32_t));
+  d->key_start = sk_arena_take(a, (size_t)d->piece * sizeof(int32_t));
+  d->logits = sk_take_f32(a, d->engine.model.cfg->vocab_size);
+}
+
+int sk_decoder_open(sk_decoder *d, const sk_config *cfg, const sk_ops *op, int64_t capacity, int64_t piece,
+                    sk_err *e) {
+  *d = (sk_decoder){.capacity = capacity, .piece = piece};
+  if (sk_engine_open(&d->engine, cfg, op, MPI_COMM_SELF, false, 1, piece, capacity, e) != SK_OK)
+    return e->code;
+  d->cache = sk_calloc((size_t)cfg->n_layers, sizeof *d->cache);
+  sk_arena_plan(&d->memory, "cache");
+  bind(d);
+  if (sk_arena_alloc(&d->memory, op, d->engine.ctx.dev, "the cache", d->memory.peak, e) != SK_OK) {
+    sk_decoder_close(d);
+    return e->code;
+  }
+  bind(d);
+  sk_decoder_reset(d);
+  return SK_OK;
+}
+
+void sk_decoder_close(sk_decoder *d) {
+  if (d->engine.ctx.dev) sk_arena_free(&d->memory, d->engine.ctx.op, d->engine.ctx.dev);
+  sk_engine_close(&d->engine);
+  sk_free(d->cache);
+  *d = (sk_decoder){0};
+}
+
+void sk_decoder_reset(sk_decoder *d) {
+  const sk_ctx *c = &d->engine.ctx;
+  c->op->zero(c->st, d->memory.base, d->memory.size);
+  d->pos = 0;
+}
+
+static void feed_piece(sk_decoder *d, const int32_t *ids, int64_t n, bool last) {
+  sk_ctx *c = &d->engine.ctx;
+  sk_model *m = &d->engine.model;
+  int32_t *zero = sk_calloc((size_t)n, sizeof *zero), *start = sk_calloc((size_t)n, sizeof *start);
+  size_t bytes = (size_t)n * sizeof *ids;
+  for (int64_t t = 0; t < n; t++) start[t] = (int32_t)-d->pos; /* one document from position 0 */
+  c->op->from_host(c->st, d->ids, ids, bytes);
+  c->op->from_host(c->st, d->start, start, bytes);
+  c->op->from_host(c->st, d->key_start, zero, bytes);
+  sk_piece p = {.b = 1, .T = n, .pos = d->pos, .start = d->start, .key_start = d->key_start};
+  sk_arena_release(&c->saved, 0);
+  const void *hidden = sk_model_hidden(m, c, &p, d->ids, d->cache);
+  if (last) sk_model_logits(m, c, d->logits, sk_at(c, hidden, (n - 1) * m->cfg->hidden_size), 1);
+  c->op->sync(c->st);
+  d->pos += n;
+  sk_free(zero);
+  sk_free(start);
+}
+
+void sk_decoder_feed(sk_decoder *d, const int32_t *ids, int64_t n, float *logits) {
+  const sk_ctx *c = &d->engine.ctx;
+  SK_CHECK(n >= 1 && d->pos + n <= d->capacity, "%lld tokens after %lld of %lld", (long long)n,
+           (long long)d->pos, (long long)d->capacity);
+  for (int64_t at = 0; at < n; at += d->piece) {
+    int64_t k = n - at < d->piece ? n - at : d->piece;
+    feed_piece(d, ids + at, k, at + k == n);
+  }
+  c->op->to_host(c->st, logits, d->logits, (size_t)d->engine.model.cfg->vocab_size * sizeof *logits);
+}
+
+/* Draws from softmax(logits / temperature) over the n first ids; u in (0, 1). */
+static int32_t pick(const float *logits, int64_t n, double temperature, double u) {
+  int64_t best = 0;
+  double sum = 0;
+  for (int64_t i = 1; i < n; i++)
+    if (logits[i] > logits[best]) best = i;
+  if (temperature <= 0) return (int32_t)best;
+  for (int64_t i = 0; i < n; i++) sum += exp(((double)logits[i] - logits[best]) / temperature);
+  double left = u * sum;
+  for (int64_t i = 0; i < n; i++) {
+    left -= exp(((double)logits[i] - logits[best]) / temperature);
+    if (left <= 0) return (int32_t)i;
+  }
+  return (int32_t)best;
+}
+
+static void write_text(sk_decoder *d, const sk_generate_opts *o) {
+  int64_t n = (int64_t)strlen(o->prompt);
+  int32_t *ids = sk_calloc((size_t)n + 1, sizeof *ids), next = END;
+  float *logits = sk_calloc((size_t)d->engine.model.cfg->vocab_size, sizeof *logits);
+  uint64_t key = sk_hash_str((uint64_t)o->seed, "generate");
+  for (int64_t i = 0; i < n; i++) ids[i] = (unsigned char)o->prompt[i];
+  bool print = sk_base_rank() == 0;
+  if (print) fwrite(o->prompt, 1, (size_t)n, stdout);
+  sk_decoder_feed(d, ids, n, logits);
+  for (int64_t k = 0; k < o->tokens; k++) {
+    next = pick(logits, BYTES + 1, o->temperature, sk_uniform(key, (uint64_t)k));
+    if (next == END) break;
+    if (print) putchar(next), fflush(stdout);
+    if (k + 1 < o->tokens) sk_decoder_feed(d, &next, 1, logits);
+  }
+  if (print) printf("\n"), fflush(stdout);
+  sk_free(ids);
+  sk_free(logits);
+}
+
+static int check(const sk_generate_opts *o, const sk_config *c, sk_err *e) {
+  if (!o->prompt[0]) return sk_fail(e, SK_USAGE, "--prompt: give at least one character");
+  if (c->model.vocab_size <= BYTES)
+    return sk_fail(e, SK_USAGE, "%s: its vocabulary has %lld ids, the byte tokenizer needs %d", o->from,
+                   (long long)c->model.vocab_size, BYTES + 1);
+  return SK_OK;
+}
+
+int sk_generate(MPI_Comm comm, const sk_generate_opts *o, sk_err *e) {
+  sk_ckpt_meta meta = {0};
+  sk_config cfg = {0};
+  sk_decoder d = {0};
+  bool optimizer;
+  if (sk_ckpt_open(comm, o->from, &meta, &optimizer, e) == SK_OK &&
+      sk_config_from_resolved(meta.deck, o->from, &cfg, e) == SK_OK && check(o, &cfg, e) == SK_OK)
+    sk_decoder_open(&d, &cfg, &sk_cpu_ops, (int64_t)strlen(o->prompt) + o->tokens, PIECE, e);
+  if (sk_agree(comm, e) == SK_OK && sk_checkpoint_load(comm, &d.engine, o->from, true, e) == SK_OK)
+    write_text(&d, o);
+  sk_decoder_close(&d);
+  sk_config_free(&cfg);
+  sk_ckpt_meta_free(&meta);
+  return e->code;
+}

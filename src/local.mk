@@ -1,0 +1,39 @@
+# The program: base, deck, grid, registry, layers, training, verbs. main.c stays out of the archive.
+saker_SOURCES = src/main.c
+libsaker_a_SOURCES += \
+  src/agree.c src/agree.h \
+  src/arena.c src/arena.h \
+  src/attention.c src/attention.h \
+  src/base.c src/base.h \
+  src/checkpoint.c src/checkpoint.h \
+  src/comm.h src/comm_mpi.c src/comm_plan.c \
+  src/config.c src/config.h src/config_read.h \
+  src/config_layers.c \
+  src/config_list.c \
+  src/config_value.c \
+  src/ctx.h \
+  src/data.c src/data.h \
+  src/engine.c src/engine.h \
+  src/generate.c src/generate.h \
+  src/grid.c src/grid.h \
+  src/hf_json.c src/hf_json.h \
+  src/keys.c src/keys.h \
+  src/layer.c src/layer.h \
+  src/layout.c src/layout.h \
+  src/linear.c src/linear.h \
+  src/lr.c src/lr.h \
+  src/mamba.c src/mamba.h \
+  src/model.c src/model.h \
+  src/model_cfg.c \
+  src/optim.c src/optim.h \
+  src/param.c src/param.h \
+  src/placement.c src/placement.h \
+  src/progress.c src/progress.h \
+  src/schedule.c src/schedule.h \
+  src/stop.c src/stop.h \
+  src/timer.c src/timer.h \
+  src/train.c src/train.h \
+  src/train_eval.c \
+  src/train_save.c \
+  src/train_setup.c \
+  src/verbs.c src/verbs.h

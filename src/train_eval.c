@@ -1,0 +1,51 @@
+#include "src/progress.h"
+#include "src/train.h"
+#include <math.h>
+
+/* Windows of this evaluation: all, or eval_batches global batches. */
+static int64_t windows(const sk_train *t) {
+  int64_t all = sk_data_windows(t->valid);
+  int64_t want = t->cfg.train.eval_batches * t->cfg.train.global_batch;
+  return want > 0 && want < all ? want : all;
+}
+
+/* Sums the loss over this rank's block of windows; returns the counted tokens. */
+static int64_t sum_loss(sk_train *t, double *sum, sk_err *e) {
+  const int64_t T = t->cfg.data.sequence, b = t->cfg.train.micro_batch;
+  int64_t n, counted = 0, first = sk_block(windows(t), t->grid.size, t->grid.rank, &n);
+  int32_t *ids = sk_calloc((size_t)(b * T) * 3, sizeof *ids), *label = ids + b * T, *start = label + b * T;
+  for (int64_t k = 0; k < n && !e->code; k += b) {
+    int64_t m = n - k < b ? n - k : b;
+    for (int64_t i = 0; i < m && !e->code; i++)
+      sk_data_sample(t->valid, first + k + i, ids + i * T, label + i * T, start + i * T, e);
+    if (e->code) break;
+    for (int64_t i = 0; i < m * T; i++) counted += label[i] >= 0;
+    sk_engine_micro(&t->engine, m, T, ids, label, start, 0);
+  }
+  *sum = sk_engine_take_loss(&t->engine);
+  sk_free(ids);
+  return counted;
+}
+
+int sk_train_eval(sk_train *t, sk_err *e) {
+  sk_timer_begin(&t->timer, SK_T_EVAL);
+  t->engine.ctx.timer = NULL; /* all of it counts as evaluation */
+  double sum = 0, begin = sk_now();
+  int64_t counted = sum_loss(t, &sum, e);
+  t->engine.ctx.timer = &t->timer;
+  if (sk_agree(t->grid.world, e) == SK_OK) {
+    sum = sk_sum_ranks(t->grid.world, sum);
+    double tokens = sk_sum_ranks(t->grid.world, (double)counted), loss = sum / fmax(tokens, 1);
+    sk_progress_clear();
+    sk_say("eval at step %lld: valid loss %.5f, perplexity %.3f over %s tokens, %.1f s",
+           (long long)t->meta.step, loss, exp(loss), sk_si(tokens), sk_now() - begin);
+    sk_metric_begin(t->run);
+    sk_metric_str(t->run, "event", "eval");
+    sk_metric_int(t->run, "step", t->meta.step);
+    sk_metric_num(t->run, "valid_loss", loss);
+    sk_metric_int(t->run, "tokens", (int64_t)tokens);
+    sk_metric_end(t->run);
+  }
+  sk_timer_end(&t->timer);
+  return e->code;
+}

@@ -1,0 +1,190 @@
+/* train_setup.c: everything before the first step: deck, grid, run folder, restart, memory, weights. */
+#include "src/checkpoint.h"
+#include "src/hf_json.h"
+#include "src/layout.h"
+#include "src/progress.h"
+#include "src/train.h"
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static const sk_ops *device_table(const sk_config *c, sk_err *e) {
+  if (c->run.device == SK_DEVICE_CUDA)
+    sk_fail(e, SK_USAGE, "run.device: cuda: this build has no CUDA backend. Set run.device to cpu or auto.");
+  return &sk_cpu_ops;
+}
+
+/* Data sets open and fit the model, in every mode. */
+static int open_data(MPI_Comm comm, sk_train *t, sk_err *e) {
+  if (sk_data_open(comm, &t->cfg, true, &t->data, e) != SK_OK) return e->code;
+  if (t->cfg.data.n_valid > 0) sk_data_open(comm, &t->cfg, false, &t->valid, e);
+  return e->code;
+}
+
+static int report_only(MPI_Comm comm, sk_train *t, int ranks, const sk_ops *op, sk_err *e) {
+  int n[SK_NAXES];
+  if (sk_layout_grid(&t->cfg, ranks, n, e) != SK_OK || open_data(comm, t, e) != SK_OK) return e->code;
+  if (t->opts->dry_run && sk_layout_print(&t->cfg, op, ranks, e) != SK_OK) return e->code;
+  sk_say("%s: the deck is good: %lld steps on %d rank%s, %s training tokens", t->opts->deck,
+         (long long)t->cfg.train.steps, ranks, ranks == 1 ? "" : "s", sk_si((double)sk_data_tokens(t->data)));
+  return SK_OK;
+}
+
+/* The checkpoint to continue from: its folder in path, "" for a fresh start. Collective. */
+static int find_restart(sk_train *t, char *path, size_t cap, sk_err *e) {
+  const char *how = t->opts->restart, *dir = sk_run_path(t->run);
+  path[0] = 0;
+  if (strcmp(how, "auto") == 0) return sk_ckpt_find(t->grid.world, dir, path, cap, e);
+  if (strcmp(how, "none") != 0) {
+    if ((size_t)snprintf(path, cap, "%s", how) >= cap) sk_fail(e, SK_USAGE, "--restart: path too long");
+    return e->code;
+  }
+  sk_err found = {0};
+  if (sk_ckpt_find(t->grid.world, dir, path, cap, &found) == SK_OK && !path[0]) return SK_OK;
+  return sk_fail(e, SK_USAGE, "--restart none: %s has checkpoints and a fresh start would mix two runs.\n"
+                 "Use --restart auto to continue, another run.dir, or move %s/checkpoints away.", dir, dir);
+}
+
+/* Random enough to tell runs apart; the same on all ranks. */
+static void new_run_id(sk_train *t) {
+  char id[sizeof t->meta.run_id] = "";
+  uint64_t key = sk_hash_str((uint64_t)time(NULL) ^ (uint64_t)getpid() << 32, sk_host());
+  snprintf(id, sizeof id, "%016llx", (unsigned long long)sk_rand(key, (uint64_t)(sk_now() * 1e6)));
+  SK_MPI(MPI_Bcast(id, sizeof id, MPI_CHAR, 0, t->grid.world));
+  memcpy(t->meta.run_id, id, sizeof id);
+}
+
+/* Checks a checkpoint against the deck; fills in t->meta for a continuation. *weights_only: it has no
+ * optimizer state, so training starts at step 0 with its weights. */
+static int check_restart(sk_train *t, const char *path, bool *weights_only, sk_err *e) {
+  sk_ckpt_meta old = {0};
+  bool has_optimizer = false;
+  if (sk_ckpt_open(t->grid.world, path, &old, &has_optimizer, e) != SK_OK) return e->code;
+  *weights_only = !has_optimizer;
+  if (has_optimizer && sk_config_restart_diff(old.deck, t->cfg.resolved, e) == SK_OK) {
+    memcpy(t->meta.run_id, old.run_id, sizeof old.run_id);
+    t->meta.step = old.step;
+    t->meta.tokens = old.tokens;
+    t->meta.cursor = old.cursor;
+  }
+  sk_ckpt_meta_free(&old);
+  return sk_agree(t->grid.world, e);
+}
+
+static void note_start(sk_train *t, const char *from) {
+  int64_t *count = sk_calloc((size_t)t->grid.size, sizeof *count);
+  for (int i = 0; i < t->grid.size; i++) count[i] = t->engine.ctx.reg->count;
+  sk_metric_begin(t->run);
+  sk_metric_str(t->run, "event", "grid");
+  sk_metric_int(t->run, "tp", t->grid.n[SK_TP]);
+  sk_metric_int(t->run, "cp", t->grid.n[SK_CP]);
+  sk_metric_int(t->run, "pp", t->grid.n[SK_PP]);
+  sk_metric_int(t->run, "dp", t->grid.n[SK_DP]);
+  sk_metric_ints(t->run, "parameters", count, t->grid.size);
+  sk_metric_str(t->run, "run_id", t->meta.run_id);
+  sk_metric_end(t->run);
+  sk_free(count);
+  if (!from[0]) return;
+  sk_metric_begin(t->run);
+  sk_metric_str(t->run, "event", "restart");
+  sk_metric_int(t->run, "step", t->meta.step);
+  sk_metric_str(t->run, "checkpoint", from);
+  sk_metric_end(t->run);
+  sk_say("Restarted from %s after step %lld", from, (long long)t->meta.step);
+}
+
+static void header(const sk_train *t) {
+  const sk_config *c = &t->cfg;
+  const sk_engine *g = &t->engine;
+  sk_say("Resolved deck (%s/deck.yaml)\n%s", sk_run_path(t->run), c->resolved);
+  sk_say("Saker %s, %d rank%s: tp 1 x cp 1 x pp 1 x dp %d", PACKAGE_VERSION, t->grid.size,
+         t->grid.size == 1 ? "" : "s", t->grid.n[SK_DP]);
+  sk_say("Device  %s", g->ctx.op->describe(g->ctx.dev));
+  if (c->train.dtype == SK_DTYPE_BF16) sk_say("Note    train.dtype bf16 is computed in fp32 on the CPU");
+  sk_say("Model   %s parameters, %lld layers of %s", sk_si((double)g->ctx.reg->count),
+         (long long)c->n_layers, c->pattern);
+  sk_say("Data    %s tokens, %lld windows of %lld; %lld x %lld tokens per step, %.2f passes in all",
+         sk_si((double)sk_data_tokens(t->data)), (long long)sk_data_windows(t->data),
+         (long long)c->data.sequence, (long long)c->train.global_batch, (long long)c->data.sequence,
+         (double)c->train.steps * (double)c->train.global_batch / (double)sk_data_windows(t->data));
+}
+
+/* Weights: from the checkpoint, from train.init, or drawn. Collective. */
+static int fill_weights(sk_train *t, const char *path, bool weights_only, sk_err *e) {
+  const char *init = t->cfg.train.init;
+  if (!path[0] && !init) {
+    sk_engine_init(&t->engine);
+    return SK_OK;
+  }
+  if (!path[0]) {
+    sk_ckpt_meta from = {0};
+    bool optimizer;
+    sk_ckpt_open(t->grid.world, init, &from, &optimizer, e);
+    sk_ckpt_meta_free(&from);
+    if (e->code) return e->code;
+  }
+  bool only = !path[0] || weights_only;
+  if (only) sk_optim_reset(&t->engine.opt, &t->engine.ctx);
+  return sk_checkpoint_load(t->grid.world, &t->engine, path[0] ? path : init, only, e);
+}
+
+static int open_run(sk_train *t, const sk_ops *op, sk_err *e) {
+  const sk_config *c = &t->cfg;
+  char path[1024];
+  bool weights_only = false;
+  const int64_t T = c->data.sequence;
+  if (sk_run_open(t->grid.world, c->run.dir, &t->run, e) != SK_OK) return e->code;
+  if (find_restart(t, path, sizeof path, e) != SK_OK) return e->code;
+  if (path[0] && check_restart(t, path, &weights_only, e) != SK_OK) return e->code;
+  if (open_data(t->grid.world, t, e) != SK_OK) return e->code;
+  if (sk_engine_open(&t->engine, c, op, t->grid.line[SK_DP], true, c->train.micro_batch, T, T, e) != SK_OK)
+    return e->code;
+  if (fill_weights(t, path, weights_only, e) != SK_OK) return e->code;
+  if (!t->meta.run_id[0]) new_run_id(t);
+  t->saved_step = path[0] && !weights_only ? t->meta.step : -1;
+  if (t->saved_step >= 0) snprintf(t->saved_path, sizeof t->saved_path, "%s", path);
+  t->meta.deck = sk_strdup(c->resolved);
+  t->meta.hf_json = sk_hf_json(c);
+  for (int a = 0; a < SK_NAXES; a++) t->meta.grid[a] = t->grid.n[a];
+  t->local = c->train.global_batch / t->grid.n[SK_DP];
+  t->ids = sk_calloc((size_t)(t->local * T), sizeof *t->ids);
+  t->label = sk_calloc((size_t)(t->local * T), sizeof *t->label);
+  t->start = sk_calloc((size_t)(t->local * T), sizeof *t->start);
+  t->per_rank = sk_calloc((size_t)t->grid.size * 2, sizeof *t->per_rank);
+  sk_run_write(t->run, "deck.yaml", c->resolved, e);
+  if (sk_agree(t->grid.world, e) != SK_OK) return e->code;
+  header(t);
+  note_start(t, path);
+  return SK_OK;
+}
+
+int sk_train_open(MPI_Comm comm, const sk_train_opts *opts, sk_train *t, bool *done, sk_err *e) {
+  int ranks, n[SK_NAXES];
+  t->opts = opts;
+  t->t0 = sk_now();
+  *done = opts->check || opts->dry_run;
+  SK_MPI(MPI_Comm_size(comm, &ranks));
+  if (*done && opts->ranks > 0) ranks = opts->ranks;
+  if (sk_config_read(comm, opts->deck, opts->n_set, opts->set, &t->cfg, e) != SK_OK) return e->code;
+  const sk_ops *op = device_table(&t->cfg, e);
+  if (e->code) return e->code;
+  if (*done) return report_only(comm, t, ranks, op, e);
+  if (sk_layout_grid(&t->cfg, ranks, n, e) != SK_OK) return e->code;
+  sk_grid_create(&t->grid, comm, n);
+  return open_run(t, op, e);
+}
+
+void sk_train_close(sk_train *t) {
+  sk_data_close(t->data);
+  sk_data_close(t->valid);
+  sk_engine_close(&t->engine);
+  sk_run_close(t->run);
+  sk_ckpt_meta_free(&t->meta);
+  sk_free(t->ids);
+  sk_free(t->label);
+  sk_free(t->start);
+  sk_free(t->per_rank);
+  sk_config_free(&t->cfg);
+  sk_grid_destroy(&t->grid);
+}

@@ -1,0 +1,244 @@
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "src/verbs.h"
+#include "io/ckpt.h"
+#include "io/deck.h"
+#include "io/tokens.h"
+#include "src/generate.h"
+#include "src/stop.h"
+#include "src/train.h"
+#include <errno.h>
+#include <getopt.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Long options only differ in what they set, so one table per verb drives getopt_long. */
+static int usage_error(sk_err *e, const char *verb, const char *fmt, const char *what) {
+  char *msg = sk_strf(fmt, what ? what : "");
+  sk_fail(e, SK_USAGE, "saker %s: %s\nTry: saker help %s", verb, msg, verb);
+  sk_free(msg);
+  return SK_USAGE;
+}
+
+static int parse_int(const char *s, int64_t lo, int64_t hi, int64_t *out) {
+  char *end;
+  errno = 0;
+  long long x = strtoll(s, &end, 10);
+  if (errno || end == s || *end || x < lo || x > hi) return -1;
+  *out = x;
+  return 0;
+}
+
+static int parse_real(const char *s, double lo, double hi, double *out) {
+  char *end;
+  double x = strtod(s, &end);
+  if (end == s || *end || !(x >= lo && x <= hi)) return -1;
+  *out = x;
+  return 0;
+}
+
+/* getopt's own message is off: this one names the verb. */
+static int bad_option(sk_err *e, char **argv, int code) {
+  const char *arg = argv[optind - 1];
+  return usage_error(e, argv[0], code == ':' ? "option '%s' needs a value" : "unknown option '%s'", arg);
+}
+
+enum { O_SET = 256, O_RESTART, O_MAX_TIME, O_CHECK, O_DRY_RUN, O_RANKS, O_TOKENIZER, O_FROM, O_PROMPT,
+       O_TOKENS, O_TEMPERATURE, O_SEED };
+
+static int train_option(int code, sk_train_opts *o, char **set, sk_err *e) {
+  int64_t n = 0;
+  switch (code) {
+    case 'i': o->deck = optarg; return SK_OK;
+    case O_SET: set[o->n_set++] = optarg; return SK_OK;
+    case O_RESTART: o->restart = optarg; return SK_OK;
+    case O_CHECK: o->check = true; return SK_OK;
+    case O_DRY_RUN: o->dry_run = true; return SK_OK;
+    case O_MAX_TIME:
+      o->max_time = sk_parse_duration(optarg);
+      if (o->max_time > 0) return SK_OK;
+      return usage_error(e, "train", "--max-time %s: give [D-]HH:MM:SS, MM:SS or seconds", optarg);
+    default:
+      if (parse_int(optarg, 1, 1 << 24, &n) != 0)
+        return usage_error(e, "train", "--ranks %s: give a number from 1", optarg);
+      o->ranks = (int)n;
+      return SK_OK;
+  }
+}
+
+static int run_train(MPI_Comm comm, int argc, char **argv, sk_err *e) {
+  static const struct option opts[] = {
+      {"input", 1, 0, 'i'},        {"set", 1, 0, O_SET},         {"restart", 1, 0, O_RESTART},
+      {"max-time", 1, 0, O_MAX_TIME}, {"check", 0, 0, O_CHECK},  {"dry-run", 0, 0, O_DRY_RUN},
+      {"ranks", 1, 0, O_RANKS},    {0}};
+  char **set = sk_calloc((size_t)argc, sizeof *set);
+  sk_train_opts o = {.restart = "auto", .set = set};
+  int code;
+  while (!e->code && (code = getopt_long(argc, argv, ":i:", opts, NULL)) != -1)
+    if (code == '?' || code == ':') bad_option(e, argv, code);
+    else train_option(code, &o, set, e);
+  if (!e->code && optind < argc) usage_error(e, "train", "unexpected '%s'", argv[optind]);
+  if (!e->code && !o.deck) usage_error(e, "train", "no deck: give -i DECK%s", NULL);
+  if (!e->code) sk_train_run(comm, &o, e);
+  sk_free(set);
+  return e->code;
+}
+
+static int data_build(MPI_Comm comm, int argc, char **argv, sk_err *e) {
+  static const struct option opts[] = {{"tokenizer", 1, 0, O_TOKENIZER}, {"output", 1, 0, 'o'}, {0}};
+  const char *tokenizer = "bytes", *out = NULL;
+  int code;
+  while (!e->code && (code = getopt_long(argc, argv, ":o:", opts, NULL)) != -1) {
+    if (code == 'o') out = optarg;
+    else if (code == O_TOKENIZER) tokenizer = optarg;
+    else bad_option(e, argv, code);
+  }
+  if (!e->code && !out) usage_error(e, "data", "build: no output: give -o OUT.h5%s", NULL);
+  if (!e->code && optind >= argc) usage_error(e, "data", "build: no text: name files or folders%s", NULL);
+  if (!e->code && strcmp(tokenizer, "bytes") != 0)
+    usage_error(e, "data", "build: --tokenizer %s: this version knows the tokenizer bytes only", tokenizer);
+  if (e->code) return e->code;
+  return sk_tokens_build(comm, tokenizer, out, argc - optind, argv + optind, e);
+}
+
+static int data_info(MPI_Comm comm, int argc, char **argv, sk_err *e) {
+  if (argc != 2) return usage_error(e, "data", "info: give one FILE.h5%s", NULL);
+  if (sk_base_rank() == 0) sk_tokens_print_info(argv[1], e);
+  return sk_agree(comm, e);
+}
+
+static int run_data(MPI_Comm comm, int argc, char **argv, sk_err *e) {
+  const char *what = argc > 1 ? argv[1] : "";
+  if (strcmp(what, "build") == 0) return data_build(comm, argc - 1, argv + 1, e);
+  if (strcmp(what, "info") == 0) return data_info(comm, argc - 1, argv + 1, e);
+  return usage_error(e, "data", "'%s': give build or info", what);
+}
+
+static int generate_option(int code, sk_generate_opts *o, sk_err *e) {
+  switch (code) {
+    case O_FROM: o->from = optarg; return SK_OK;
+    case O_PROMPT: o->prompt = optarg; return SK_OK;
+    case O_TOKENS:
+      if (parse_int(optarg, 1, 1 << 28, &o->tokens) == 0) return SK_OK;
+      return usage_error(e, "generate", "--tokens %s: give a number from 1", optarg);
+    case O_SEED:
+      if (parse_int(optarg, 0, INT64_MAX, &o->seed) == 0) return SK_OK;
+      return usage_error(e, "generate", "--seed %s: give a number from 0", optarg);
+    default:
+      if (parse_real(optarg, 0, 100, &o->temperature) == 0) return SK_OK;
+      return usage_error(e, "generate", "--temperature %s: give a number from 0 to 100", optarg);
+  }
+}
+
+static int run_generate(MPI_Comm comm, int argc, char **argv, sk_err *e) {
+  static const struct option opts[] = {{"from", 1, 0, O_FROM},     {"prompt", 1, 0, O_PROMPT},
+                                       {"tokens", 1, 0, O_TOKENS}, {"temperature", 1, 0, O_TEMPERATURE},
+                                       {"seed", 1, 0, O_SEED},     {0}};
+  sk_generate_opts o = {.tokens = 200, .seed = 1, .temperature = 0.8};
+  int code;
+  while (!e->code && (code = getopt_long(argc, argv, ":", opts, NULL)) != -1)
+    if (code == '?' || code == ':') bad_option(e, argv, code);
+    else generate_option(code, &o, e);
+  if (!e->code && optind < argc) usage_error(e, "generate", "unexpected '%s'", argv[optind]);
+  if (!e->code && !o.from) usage_error(e, "generate", "no checkpoint: give --from CHECKPOINT_DIR%s", NULL);
+  if (!e->code && !o.prompt) usage_error(e, "generate", "no prompt: give --prompt TEXT%s", NULL);
+  if (e->code) return e->code;
+  return sk_generate(comm, &o, e);
+}
+
+static int run_verify(MPI_Comm comm, int argc, char **argv, sk_err *e) {
+  if (argc != 2) return usage_error(e, "verify", "give one CHECKPOINT_DIR%s", NULL);
+  return sk_ckpt_verify(comm, argv[1], e);
+}
+
+const sk_verb sk_verbs[] = {
+    {"train", "train -i DECK [options]", "train a model as a deck says, or go on with a run",
+     "  -i DECK             the deck (YAML)\n"
+     "  --set key=value     override a key; value is YAML and replaces the whole value; repeatable\n"
+     "  --restart HOW       auto (default): continue from the newest whole checkpoint of run.dir, if any;\n"
+     "                      none: start afresh; or the folder of a checkpoint\n"
+     "  --max-time TIME     stop in good order before [D-]HH:MM:SS have passed\n"
+     "  --check             check deck, grid and data, then stop\n"
+     "  --dry-run           --check, and print layers, parameters and memory by part\n"
+     "  --ranks N           for --check and --dry-run: pretend there are N ranks\n"
+     "  --help-keys [PREFIX] every key of a deck, with type, default and range\n"
+     "  --print-defaults    a deck of all defaults\n",
+     run_train},
+    {"data", "data build --tokenizer bytes -o OUT.h5 TEXT... | data info FILE.h5",
+     "make token data from text, show what a data set holds",
+     "  build TEXT...       text files, folders, .jsonl files with \"text\"; written by all ranks\n"
+     "    --tokenizer NAME  bytes: one token per byte, 256 ends a document (default)\n"
+     "    -o OUT.h5         the data set\n"
+     "  info FILE.h5        counts, documents, samples\n",
+     run_data},
+    {"generate", "generate --from CHECKPOINT_DIR --prompt TEXT [options]", "write text from a checkpoint",
+     "  --from DIR          a checkpoint folder\n"
+     "  --prompt TEXT       what to continue\n"
+     "  --tokens N          how many tokens at most (200)\n"
+     "  --temperature T     0: the likeliest token always (0.8)\n"
+     "  --seed S            another seed, another text (1)\n",
+     run_generate},
+    {"verify", "verify CHECKPOINT_DIR", "check every checksum of a checkpoint", "", run_verify},
+    {0},
+};
+
+const sk_verb *sk_verb_find(const char *name) {
+  for (const sk_verb *v = sk_verbs; v->name; v++)
+    if (strcmp(v->name, name) == 0) return v;
+  return NULL;
+}
+
+static void print_help(void) {
+  printf("Usage: saker VERB [options]      (under mpirun -np N: on N ranks)\n\n");
+  for (const sk_verb *v = sk_verbs; v->name; v++) printf("  %-10s %s\n", v->name, v->about);
+  printf("\n  saker help VERB    the options of a verb\n  saker --version\n\n"
+         "Exit codes: 0 done, 1 failed, 2 wrong usage or deck.\n");
+}
+
+static int unknown_verb(const char *name) {
+  const sk_verb *near = NULL;
+  int best = 3;
+  for (const sk_verb *v = sk_verbs; v->name; v++) {
+    int d = sk_edit_distance(name, v->name);
+    if (d < best) best = d, near = v;
+  }
+  fprintf(stderr, "saker: unknown verb '%s'%s%s%s\nTry: saker --help\n", name,
+          near ? "; did you mean '" : "", near ? near->name : "", near ? "'?" : "");
+  return SK_USAGE;
+}
+
+static int verb_help(const char *name) {
+  const sk_verb *v = sk_verb_find(name);
+  if (!v) return unknown_verb(name);
+  printf("Usage: saker %s\n\n%s.\n%s%s", v->usage, v->about, v->help[0] ? "\n" : "", v->help);
+  return SK_OK;
+}
+
+/* train's two questions about keys. */
+static bool key_help(int argc, char **argv) {
+  for (int i = 2; i < argc; i++) {
+    if (strcmp(argv[i], "--print-defaults") == 0) return sk_config_print_defaults(), true;
+    if (strcmp(argv[i], "--help-keys") == 0)
+      return sk_config_help_keys(i + 1 < argc && argv[i + 1][0] != '-' ? argv[i + 1] : NULL), true;
+  }
+  return false;
+}
+
+bool sk_cli_without_mpi(int argc, char **argv, int *code) {
+  const char *first = argc > 1 ? argv[1] : "--help";
+  *code = SK_OK;
+  if (strcmp(first, "--version") == 0) return printf("saker %s\n", PACKAGE_VERSION), true;
+  if (strcmp(first, "--help") == 0 || strcmp(first, "-h") == 0 || strcmp(first, "help") == 0) {
+    if (strcmp(first, "help") == 0 && argc > 2) *code = verb_help(argv[2]);
+    else print_help();
+    if (argc == 1) *code = SK_USAGE;
+    return true;
+  }
+  if (!sk_verb_find(first)) return *code = unknown_verb(first), true;
+  for (int i = 2; i < argc; i++)
+    if (strcmp(argv[i], "--help") == 0) return *code = verb_help(first), true;
+  return strcmp(first, "train") == 0 && key_help(argc, argv);
+}

@@ -1,0 +1,71 @@
+# Tests speak TAP. A program's suffix is its number of ranks; one source is linked under each name.
+# golden.1 is a standing measure and is built by plain `make`.
+noinst_PROGRAMS += tests/golden.1
+check_PROGRAMS += \
+  tests/ckpt.1 tests/ckpt.2 tests/ckpt.3 \
+  tests/comm.1 tests/comm.2 tests/comm.3 tests/comm.4 \
+  tests/config.1 tests/config.2 \
+  tests/data.1 tests/data.2 \
+  tests/generate.1 \
+  tests/grid.1 tests/grid.4 tests/grid.8 \
+  tests/model.1 \
+  tests/ops.1 \
+  tests/ops_mamba.1 \
+  tests/rundir.1 tests/rundir.2 \
+  tests/schedule.1 \
+  tests/ssd.1 \
+  tests/tokens.1 tests/tokens.2 tests/tokens.4
+
+tests_ckpt_1_SOURCES = tests/ckpt.c tests/tap.h
+tests_ckpt_2_SOURCES = $(tests_ckpt_1_SOURCES)
+tests_ckpt_3_SOURCES = $(tests_ckpt_1_SOURCES)
+tests_comm_1_SOURCES = tests/comm.c tests/tap.h
+tests_comm_2_SOURCES = $(tests_comm_1_SOURCES)
+tests_comm_3_SOURCES = $(tests_comm_1_SOURCES)
+tests_comm_4_SOURCES = $(tests_comm_1_SOURCES)
+tests_config_1_SOURCES = tests/config.c tests/tap.h
+tests_config_2_SOURCES = $(tests_config_1_SOURCES)
+tests_data_1_SOURCES = tests/data.c tests/tap.h
+tests_data_2_SOURCES = $(tests_data_1_SOURCES)
+tests_generate_1_SOURCES = tests/generate.c tests/small_model.h tests/tap.h
+tests_golden_1_SOURCES = tests/golden.c tests/tap.h
+tests_grid_1_SOURCES = tests/grid.c tests/tap.h
+tests_grid_4_SOURCES = $(tests_grid_1_SOURCES)
+tests_grid_8_SOURCES = $(tests_grid_1_SOURCES)
+tests_model_1_SOURCES = tests/model.c tests/small_model.h tests/tap.h
+tests_ops_1_SOURCES = tests/ops.c tests/ops_check.h tests/ref_ops.c tests/ref_ops.h tests/tap.h
+tests_ops_mamba_1_SOURCES = tests/ops_mamba.c tests/ops_check.h tests/ref_mamba.c tests/ref_mamba.h \
+  tests/tap.h
+tests_rundir_1_SOURCES = tests/rundir.c tests/tap.h
+tests_rundir_2_SOURCES = $(tests_rundir_1_SOURCES)
+tests_schedule_1_SOURCES = tests/schedule.c tests/schedule_sim.h tests/tap.h
+tests_ssd_1_SOURCES = tests/ssd.c tests/ops_check.h tests/ref_mamba.c tests/ref_mamba.h tests/tap.h
+tests_tokens_1_SOURCES = tests/tokens.c tests/tap.h
+tests_tokens_2_SOURCES = $(tests_tokens_1_SOURCES)
+tests_tokens_4_SOURCES = $(tests_tokens_1_SOURCES)
+
+dist_check_SCRIPTS = tests/cli.sh tests/layering.sh tests/slurm.sh tests/train.sh
+TESTS += tests/golden.1 $(check_PROGRAMS) $(dist_check_SCRIPTS)
+EXTRA_DIST += tests/count.sh tests/mini-slurm.sh tests/mpirun.sh tests/quickstart.sh \
+  tests/ref tests/tap.sh
+
+# One launcher for programs (mpirun) and scripts (bash): it sets the limits and the environment.
+TEST_EXTENSIONS = .sh
+LOG_DRIVER = env AM_TAP_AWK='$(AWK)' $(SHELL) $(top_srcdir)/build-aux/tap-driver.sh
+LOG_COMPILER = bash $(srcdir)/tests/mpirun.sh
+SH_LOG_DRIVER = $(LOG_DRIVER)
+SH_LOG_COMPILER = $(LOG_COMPILER)
+AM_TESTS_ENVIRONMENT = \
+  SAKER='$(abs_builddir)/saker'; export SAKER; \
+  SAKER_SRCDIR='$(abs_srcdir)'; export SAKER_SRCDIR; \
+  SAKER_BUILDDIR='$(abs_builddir)'; export SAKER_BUILDDIR; \
+  MPIRUN='$(MPIRUN)'; export MPIRUN;
+tests/cli.log tests/train.log tests/slurm.log: saker$(EXEEXT)
+
+# `make check-counts` after `make check`: one line over all tests; a missing result is a failure.
+check-counts:
+	@bash $(srcdir)/tests/count.sh $(TEST_LOGS:.log=.trs)
+# The batch system's test alone; here a missing Slurm is a failure.
+check-slurm:
+	SAKER_NEED_SLURM=1 $(MAKE) $(AM_MAKEFLAGS) check TESTS=tests/slurm.sh
+.PHONY: check-counts check-slurm
