@@ -28,7 +28,8 @@ static void bind(sk_decoder *d) {
 int sk_decoder_open(sk_decoder *d, const sk_config *cfg, const sk_ops *op, int64_t capacity, int64_t piece,
                     sk_err *e) {
   *d = (sk_decoder){.capacity = capacity, .piece = piece};
-  if (sk_engine_open(&d->engine, cfg, op, MPI_COMM_SELF, false, 1, piece, capacity, e) != SK_OK)
+  sk_grid_pretend(&d->grid, (const int[SK_NAXES]){1, 1, 1, 1}, 0);
+  if (sk_engine_open(&d->engine, cfg, op, &sk_comm_mpi, &d->grid, false, 1, piece, capacity, e) != SK_OK)
     return e->code;
   d->cache = sk_calloc((size_t)cfg->n_layers, sizeof *d->cache);
   sk_arena_plan(&d->memory, "cache");
@@ -64,9 +65,12 @@ static void feed_piece(sk_decoder *d, const int32_t *ids, int64_t n, bool last) 
   c->op->from_host(c->st, d->ids, ids, bytes);
   c->op->from_host(c->st, d->start, start, bytes);
   c->op->from_host(c->st, d->key_start, zero, bytes);
-  sk_piece p = {.b = 1, .T = n, .pos = d->pos, .start = d->start, .key_start = d->key_start};
-  sk_arena_release(&c->saved, 0);
-  const void *hidden = sk_model_hidden(m, c, &p, d->ids, d->cache);
+  sk_slot *s = &d->engine.slot[0];
+  sk_tokens_here t = {.n_pieces = 1, .n = n, .n_local = n, .length = d->pos + n};
+  t.piece[0] = (sk_piece){.b = 1, .T = n, .pos = d->pos, .start = d->start, .key_start = d->key_start};
+  sk_slot_begin(m, c, s, &t, false);
+  s->ids = d->ids;
+  const void *hidden = sk_model_hidden(m, c, s, d->cache);
   if (last) sk_model_logits(m, c, d->logits, sk_at(c, hidden, (n - 1) * m->cfg->hidden_size), 1);
   c->op->sync(c->st);
   d->pos += n;

@@ -6,6 +6,7 @@
 #include "src/engine.h"
 
 typedef struct sk_decoder {
+  sk_grid grid; /* of one rank */
   sk_engine engine;
   sk_layer_cache *cache; /* [layers] */
   sk_arena memory;       /* of the caches and the arrays below */
@@ -14,7 +15,7 @@ typedef struct sk_decoder {
   float *logits;         /* [V] on the device */
 } sk_decoder;
 
-/* Not collective (comm is MPI_COMM_SELF inside). cfg must outlive the decoder. */
+/* Not collective. cfg must outlive the decoder. */
 int sk_decoder_open(sk_decoder *d, const sk_config *cfg, const sk_ops *op, int64_t capacity, int64_t piece,
                     sk_err *e);
 void sk_decoder_close(sk_decoder *d);

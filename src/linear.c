@@ -1,18 +1,33 @@
 #include "src/linear.h"
 #include <stdio.h>
+#include <string.h>
+
+static int add(sk_registry *r, int64_t layer, const sk_linear_part *part, const char *what, int64_t in,
+               bool columns, bool join) {
+  char name[96];
+  bool weight = strcmp(what, "weight") == 0;
+  sk_param_spec s = {.rank = weight ? 2 : 1, .dim = {part->rows, in}, .columns = columns && weight,
+                     .init = weight ? SK_INIT_NORMAL : SK_INIT_ZERO, .decay = weight, .join = join};
+  if (weight || !columns) {
+    s.n_seg = part->n_seg;
+    memcpy(s.seg, part->seg, sizeof s.seg);
+  }
+  snprintf(name, sizeof name, "model.layers.%lld.%s.%s", (long long)layer, part->name, what);
+  return sk_param_add(r, name, &s);
+}
 
 sk_linear sk_linear_add(sk_registry *r, int64_t layer, const sk_linear_part *part, int n, int64_t in,
-                        bool bias, double alpha, double bscale) {
-  sk_linear l = {.w = r->n, .b = bias ? r->n + n : -1, .in = in, .alpha = alpha, .bscale = bscale};
-  char name[96];
+                        bool columns, bool bias, double alpha, double bscale) {
+  sk_linear l = {.b = -1, .in = in, .alpha = alpha, .bscale = bscale};
   for (int i = 0; i < n; i++) {
-    snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)layer, part[i].name);
-    sk_param_add(r, name, 2, (int64_t[]){part[i].rows, in}, SK_INIT_NORMAL, true, i > 0);
-    l.out += part[i].rows;
+    int w = add(r, layer, &part[i], "weight", in, columns, i > 0);
+    if (i == 0) l.w = w;
+    l.in = r->p[w].row_len;
+    l.out += r->p[w].rows;
   }
   for (int i = 0; bias && i < n; i++) {
-    snprintf(name, sizeof name, "model.layers.%lld.%s.bias", (long long)layer, part[i].name);
-    sk_param_add(r, name, 1, &part[i].rows, SK_INIT_ZERO, false, i > 0);
+    int b = add(r, layer, &part[i], "bias", in, columns, i > 0);
+    if (i == 0) l.b = b;
   }
   return l;
 }
@@ -21,18 +36,49 @@ void sk_linear_forward(const sk_ctx *c, const sk_linear *l, void *y, double beta
                        int64_t n) {
   c->op->gemm(c->st, false, true, n, l->out, l->in, l->alpha, x, l->in, sk_weight(c, l->w), l->in, beta,
               y, l->out, c->act);
-  if (l->b >= 0) c->op->bias(c->st, y, l->out, sk_weight(c, l->b), l->bscale, n, l->out);
+}
+
+void sk_linear_dgrad(const sk_ctx *c, const sk_linear *l, void *dx, double beta, const void *dy, int64_t n) {
+  c->op->gemm(c->st, false, false, n, l->in, l->out, l->alpha, dy, l->out, sk_weight(c, l->w), l->in,
+              beta, dx, l->in, c->act);
+}
+
+void sk_linear_wgrad(const sk_ctx *c, const sk_linear *l, const void *dy, const void *x, int64_t n) {
+  sk_wgrad_gemm(c, sk_grad(c, l->w), dy, x, n, l->out, l->in, l->alpha);
 }
 
 void sk_linear_backward(const sk_ctx *c, const sk_linear *l, void *dx, double beta, const void *dy,
                         const void *x, int64_t n) {
-  c->op->gemm(c->st, false, false, n, l->in, l->out, l->alpha, dy, l->out, sk_weight(c, l->w), l->in,
-              beta, dx, l->in, c->act);
-  sk_linear_wgrad(c, sk_grad(c, l->w), dy, x, n, l->out, l->in, l->alpha);
+  sk_linear_dgrad(c, l, dx, beta, dy, n);
+  sk_linear_wgrad(c, l, dy, x, n);
+}
+
+void sk_linear_bias(const sk_ctx *c, const sk_linear *l, void *y, int64_t n) {
+  if (l->b >= 0) c->op->bias(c->st, y, l->out, sk_weight(c, l->b), l->bscale, n, l->out);
+}
+
+void sk_linear_bias_grad(const sk_ctx *c, const sk_linear *l, const void *dy, int64_t n) {
   if (l->b >= 0) c->op->bias_grad(c->st, sk_grad(c, l->b), dy, l->out, l->bscale, n, l->out);
 }
 
-void sk_linear_wgrad(const sk_ctx *c, float *dw, const void *dy, const void *x, int64_t n, int64_t out,
-                     int64_t in, double alpha) {
-  c->op->gemm(c->st, true, false, out, in, n, alpha, dy, out, x, in, 1.0, dw, in, SK_F32);
+static void compute(const sk_ctx *c, const sk_wgrad *w) {
+  c->op->gemm(c->st, true, false, w->out, w->in, w->n, w->alpha, w->dy, w->out, w->x, w->in, 1.0, w->dw,
+              w->in, SK_F32);
+}
+
+void sk_wgrad_gemm(const sk_ctx *c, float *dw, const void *dy, const void *x, int64_t n, int64_t out,
+                   int64_t in, double alpha) {
+  const sk_wgrad w = {dw, dy, x, n, out, in, alpha};
+  sk_wgrad_queue *q = c->queue;
+  if (!q) {
+    compute(c, &w);
+    return;
+  }
+  if (q->n == q->cap) q->at = sk_realloc(q->at, (size_t)(q->cap = 2 * q->cap + 64) * sizeof *q->at);
+  q->at[q->n++] = w;
+}
+
+void sk_wgrad_drain(const sk_ctx *c, sk_wgrad_queue *q) {
+  for (int i = 0; i < q->n; i++) compute(c, &q->at[i]);
+  q->n = 0;
 }

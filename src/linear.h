@@ -1,4 +1,5 @@
-/* linear.h: y = alpha * x W^T + bscale * bias, the only place where layers call GEMMs. */
+/* linear.h: y = alpha * x W^T + bscale * bias, the only place where layers call GEMMs. Sizes are those of
+ * this rank's shard. */
 #ifndef SK_LINEAR_H
 #define SK_LINEAR_H
 #include "src/ctx.h"
@@ -7,27 +8,40 @@
  * gate|up): w and b are then the first ones' indices and `out` the sum of their rows. */
 typedef struct sk_linear {
   int w, b;             /* registry indices; b = -1: no bias */
-  int64_t in, out;
+  int64_t in, out;      /* of the shard */
   double alpha, bscale; /* the model's multipliers */
 } sk_linear;
 
-/* One part of a fused linear layer. */
+/* One part of a fused linear layer: its segments along the rows, or along the columns. */
 typedef struct sk_linear_part {
   const char *name; /* e.g. "self_attn.q_proj" */
-  int64_t rows;
+  int64_t rows;     /* of all ranks */
+  int n_seg;
+  sk_segment seg[SK_MAX_SEGMENTS];
 } sk_linear_part;
 
-/* Registers model.layers.{layer}.{name}.weight [rows, in] of all parts, then their biases. */
+/* Registers model.layers.{layer}.{name}.weight [rows, in] of all parts, then their biases. columns: the
+ * (one) part is cut along its columns; its output is then a partial sum and its bias belongs to the sum. */
 sk_linear sk_linear_add(sk_registry *r, int64_t layer, const sk_linear_part *part, int n, int64_t in,
-                        bool bias, double alpha, double bscale);
+                        bool columns, bool bias, double alpha, double bscale);
 
-/* y[n,out] = beta * y + alpha * x[n,in] W^T + bscale * bias; act. */
+/* y[n,out] = beta * y + alpha * x[n,in] W^T; act. */
 void sk_linear_forward(const sk_ctx *c, const sk_linear *l, void *y, double beta, const void *x,
                        int64_t n);
-/* dx[n,in] = beta * dx + alpha * dy W;  dW += alpha * dy^T x;  dbias += bscale * sum of dy. */
+/* dx[n,in] = beta * dx + alpha * dy W;  dW += alpha * dy^T x (or put off). */
 void sk_linear_backward(const sk_ctx *c, const sk_linear *l, void *dx, double beta, const void *dy,
                         const void *x, int64_t n);
-/* dW[out,in] += alpha * dy[n,out]^T x[n,in]: every weight gradient that is a GEMM passes here. */
-void sk_linear_wgrad(const sk_ctx *c, float *dw, const void *dy, const void *x, int64_t n, int64_t out,
-                     int64_t in, double alpha);
+/* The same in two steps, for an x that arrives late. */
+void sk_linear_dgrad(const sk_ctx *c, const sk_linear *l, void *dx, double beta, const void *dy, int64_t n);
+void sk_linear_wgrad(const sk_ctx *c, const sk_linear *l, const void *dy, const void *x, int64_t n);
+/* y[n,out] += bscale * bias;  dbias += bscale * sum of dy. Nothing without a bias. */
+void sk_linear_bias(const sk_ctx *c, const sk_linear *l, void *y, int64_t n);
+void sk_linear_bias_grad(const sk_ctx *c, const sk_linear *l, const void *dy, int64_t n);
+
+/* dW[out,in] += alpha * dy[n,out]^T x[n,in]: every weight gradient that is a GEMM passes here. It is computed
+ * now, or put off when the context has a queue. */
+void sk_wgrad_gemm(const sk_ctx *c, float *dw, const void *dy, const void *x, int64_t n, int64_t out,
+                   int64_t in, double alpha);
+/* Computes what was put off, first in, first out, and empties the queue. */
+void sk_wgrad_drain(const sk_ctx *c, sk_wgrad_queue *q);
 #endif

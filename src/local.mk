@@ -16,6 +16,7 @@ libsaker_a_SOURCES += \
   src/engine.c src/engine.h \
   src/generate.c src/generate.h \
   src/grid.c src/grid.h \
+  src/head.c \
   src/hf_json.c src/hf_json.h \
   src/keys.c src/keys.h \
   src/layer.c src/layer.h \
@@ -23,13 +24,18 @@ libsaker_a_SOURCES += \
   src/linear.c src/linear.h \
   src/lr.c src/lr.h \
   src/mamba.c src/mamba.h \
+  src/mamba_cp.c \
   src/model.c src/model.h \
   src/model_cfg.c \
   src/optim.c src/optim.h \
   src/param.c src/param.h \
+  src/pipeline.c \
   src/placement.c src/placement.h \
   src/progress.c src/progress.h \
   src/schedule.c src/schedule.h \
+  src/segment.c src/segment.h \
+  src/shard.c src/shard.h \
+  src/split.c src/split.h \
   src/stop.c src/stop.h \
   src/timer.c src/timer.h \
   src/train.c src/train.h \

@@ -1,40 +1,99 @@
 #include "src/model.h"
+#include "src/optim.h"
+#include "src/shard.h"
 #include <math.h>
 #include <string.h>
 
-int sk_model_create(sk_model *m, const sk_config *cfg, int64_t positions, sk_err *e) {
-  const sk_model_cfg *g = &cfg->model;
-  *m = (sk_model){.cfg = g, .n_layers = cfg->n_layers, .positions = positions};
-  m->reg.init_std = g->initializer_range;
-  m->layer = sk_calloc((size_t)m->n_layers, sizeof *m->layer);
-  m->saved = sk_calloc((size_t)m->n_layers, sizeof *m->saved);
-  const int64_t vd[2] = {g->vocab_size, g->hidden_size};
-  m->embed = sk_param_add(&m->reg, "model.embed_tokens.weight", 2, vd, SK_INIT_NORMAL, true, false);
-  m->reg.p[m->embed].pad_row = g->pad_token_id;
-  for (int64_t i = 0; i < m->n_layers; i++) sk_layer_add(&m->reg, &cfg->layer[i], i, &m->layer[i]);
-  m->norm_f = sk_param_add(&m->reg, "model.final_layernorm.weight", 1, &g->hidden_size, SK_INIT_ONE,
-                           false, false);
+/* ---- parameters ---- */
+
+static int add_vocab(sk_registry *r, const char *name, const sk_model_cfg *g) {
+  const sk_param_spec s = {.rank = 2, .dim = {g->vocab_size, g->hidden_size}, .n_seg = 1,
+                           .seg = {{g->vocab_size, 1, g->vocab_size}}, .init = SK_INIT_NORMAL, .decay = true};
+  return sk_param_add(r, name, &s);
+}
+
+static void add_embed(sk_model *m, sk_registry *r, bool copy) {
+  m->embed = add_vocab(r, "model.embed_tokens.weight", m->cfg);
+  r->p[m->embed].pad_row = m->cfg->pad_token_id;
+  r->p[m->embed].copy = copy;
+  r->p[m->embed].index = 0;
+}
+
+static void add_tail(sk_model *m, sk_registry *r, bool has_embed) {
+  const sk_model_cfg *g = m->cfg;
+  m->tail_bucket = sk_bucket_begin(r);
+  m->norm_f = sk_param_add(r, "model.final_layernorm.weight",
+                           &(sk_param_spec){.rank = 1, .dim = {g->hidden_size}, .init = SK_INIT_ONE});
+  if (!g->tie_word_embeddings) {
+    m->head = add_vocab(r, "lm_head.weight", g);
+    return;
+  }
+  if (!has_embed) add_embed(m, r, true);
   m->head = m->embed;
-  if (!g->tie_word_embeddings)
-    m->head = sk_param_add(&m->reg, "lm_head.weight", 2, vd, SK_INIT_NORMAL, true, false);
+}
+
+/* The parameters of some chunks; the index of each in the whole model is taken from m->all. */
+static void add_chunks(sk_model *m, sk_registry *r, const sk_config *cfg, int n, const sk_chunk *chunk) {
+  m->embed = m->norm_f = m->head = m->embed_bucket = m->tail_bucket = -1;
+  if (chunk[0].first) {
+    m->embed_bucket = sk_bucket_begin(r);
+    add_embed(m, r, false);
+  }
+  for (int k = 0; k < n; k++)
+    for (int64_t i = chunk[k].layer0; i < chunk[k].layer0 + chunk[k].layers; i++)
+      sk_layer_add(r, &cfg->layer[i], i, &m->layer[i]);
+  if (chunk[n - 1].last) add_tail(m, r, chunk[0].first);
+}
+
+static void take_indices(sk_model *m) {
+  int at = 0; /* chunks come in the model's order, so one walk finds all */
+  for (int i = 0; i < m->reg.n; i++) {
+    sk_param *p = &m->reg.p[i];
+    if (p->copy) continue;
+    while (strcmp(m->all.p[at].name, p->name) != 0) at++;
+    p->index = at;
+  }
+}
+
+static int find_ropes(sk_model *m, const sk_config *cfg, sk_err *e) {
   for (int64_t i = 0; i < m->n_layers; i++) {
-    const sk_attention *a = &m->layer[i].attention;
-    if (m->layer[i].mixer == 'M') continue;
+    int64_t hd = cfg->layer[i].m.head_dim;
+    if (cfg->layer[i].mixer == 'M') continue;
     int k = 0;
-    while (k < m->n_rope && m->rope[k].hd != a->hd) k++;
+    while (k < m->n_rope && m->rope[k].hd != hd) k++;
     if (k == SK_MAX_ROPE)
       return sk_fail(e, SK_USAGE, "model.overrides: more than %d different head_dim", SK_MAX_ROPE);
-    if (k == m->n_rope) m->rope[m->n_rope++] = (sk_rope){.hd = a->hd, .theta = g->rope_theta};
+    if (k == m->n_rope) m->rope[m->n_rope++] = (sk_rope){.hd = hd, .theta = m->cfg->rope_theta};
   }
   return SK_OK;
 }
 
+int sk_model_create(sk_model *m, const sk_config *cfg, const sk_grid *g, int n_chunks, const sk_chunk *chunk,
+                    int64_t positions, sk_err *e) {
+  const sk_model_cfg *c = &cfg->model;
+  *m = (sk_model){.cfg = c, .n_layers = cfg->n_layers, .positions = positions, .n_chunks = n_chunks};
+  m->layer = sk_calloc((size_t)m->n_layers, sizeof *m->layer);
+  m->chunk = sk_calloc((size_t)n_chunks, sizeof *m->chunk);
+  memcpy(m->chunk, chunk, (size_t)n_chunks * sizeof *chunk);
+  m->all = (sk_registry){.tp = 1, .init_std = c->initializer_range};
+  m->reg = (sk_registry){.tp = g->n[SK_TP], .tp_rank = g->at[SK_TP], .init_std = c->initializer_range};
+  add_chunks(m, &m->all, cfg, 1, &(sk_chunk){0, cfg->n_layers, true, true});
+  memset(m->layer, 0, (size_t)m->n_layers * sizeof *m->layer);
+  add_chunks(m, &m->reg, cfg, n_chunks, chunk);
+  take_indices(m);
+  m->v0 = sk_block(c->vocab_size, g->n[SK_TP], g->at[SK_TP], &m->nv);
+  return find_ropes(m, cfg, e);
+}
+
 void sk_model_free(sk_model *m) {
+  sk_registry_free(&m->all);
   sk_registry_free(&m->reg);
   sk_free(m->layer);
-  sk_free(m->saved);
+  sk_free(m->chunk);
   *m = (sk_model){0};
 }
+
+/* ---- memory ---- */
 
 /* cos, sin of position * theta^(-2i/hd), computed in double (spec section 2.3). */
 static void fill_rope(const sk_rope *r, int64_t positions, float *table) {
@@ -61,111 +120,185 @@ void sk_model_bind(sk_model *m, sk_ctx *c, sk_arena *a, bool train) {
   for (int64_t i = 0; i < m->n_layers; i++)
     for (int k = 0; k < m->n_rope; k++)
       if (m->layer[i].attention.hd == m->rope[k].hd) m->layer[i].attention.rope = m->rope[k].table;
-  if (train && m->head == m->embed) {
-    int64_t n = m->reg.p[m->head].count;
-    m->head_grad = sk_take_f32(a, n);
-    c->op->zero(c->st, m->head_grad, (size_t)n * sizeof(float));
+  if (train && m->embed >= 0 && m->cfg->tie_word_embeddings) {
+    int64_t n = m->reg.p[m->embed].count;
+    m->tied_grad = sk_take_f32(a, n);
+    c->op->zero(c->st, m->tied_grad, (size_t)n * sizeof(float));
   }
 }
 
-void *sk_model_hidden(sk_model *m, sk_ctx *c, const sk_piece *p, const int32_t *ids,
-                      sk_layer_cache *cache) {
-  int64_t n = p->b * p->T, d = m->cfg->hidden_size;
-  sk_timer_begin(c->timer, SK_T_EMBED);
-  void *h = sk_take_act(c, &c->saved, n * d), *mixed = sk_take_act(c, &c->saved, n * d);
-  c->op->embed(c->st, h, ids, sk_weight(c, m->embed), m->cfg->embedding_multiplier, n, d, 0,
-               m->cfg->vocab_size);
-  sk_timer_end(c->timer);
-  sk_stream_pair r = {.h = h};
-  for (int64_t i = 0; i < m->n_layers; i++)
-    sk_layer_forward(c, &m->layer[i], p, &m->saved[i], &r, mixed, cache ? &cache[i] : NULL);
-  sk_norm_forward(c, m->norm_f, m->cfg->rms_norm_eps, n, d, &m->final, &r);
-  return m->final.u;
+void sk_slot_create(sk_slot *s, const sk_chunk *chunk) {
+  *s = (sk_slot){.chunk = chunk};
+  s->layer = sk_calloc((size_t)chunk->layers, sizeof *s->layer);
+  s->x = sk_calloc((size_t)chunk->layers, sizeof *s->x);
 }
 
-void sk_model_logits(sk_model *m, sk_ctx *c, float *logits, const void *hidden, int64_t n) {
-  int64_t d = m->cfg->hidden_size, V = m->cfg->vocab_size;
-  c->op->gemm(c->st, false, true, n, V, d, m->cfg->lm_head_multiplier, hidden, d, sk_weight(c, m->head),
-              d, 0, logits, V, SK_F32);
+void sk_slot_free(sk_slot *s) {
+  sk_free(s->layer);
+  sk_free(s->x);
+  sk_free(s->queue.at);
 }
 
-/* Tokens per slice of the loss: the logits of a slice take at most 64 MiB. */
-static int64_t slice_tokens(int64_t n, int64_t V) {
-  int64_t k = (16 << 20) / V;
-  return k < 1 ? 1 : k < n ? k : n;
+void sk_slot_begin(const sk_model *m, sk_ctx *c, sk_slot *s, const sk_tokens_here *t, bool train) {
+  int64_t n = t->n_local * m->cfg->hidden_size;
+  s->t = *t;
+  sk_arena_release(&s->saved, 0);
+  s->queue.n = 0;
+  s->in = s->chunk->first ? NULL : sk_take_act(c, &s->saved, n);
+  s->out = s->chunk->last ? NULL : sk_take_act(c, &s->saved, n);
+  s->dh = train ? sk_take_act(c, &s->saved, n) : NULL;
 }
 
-/* Loss of tokens t0 .. t0+n-1; with scale != 0 their gradient into dhidden and the head's weights. */
-static void loss_slice(sk_model *m, sk_ctx *c, const sk_batch *b, int64_t t0, int64_t n, double scale,
-                       double *loss, const void *hidden) {
-  int64_t d = m->cfg->hidden_size, V = m->cfg->vocab_size;
-  const void *x = sk_at(c, hidden, t0 * d);
+/* ---- forward ---- */
+
+static void need(sk_ctx *c, int bucket) {
+  if (c->opt) sk_optim_need(c->opt, c, bucket);
+}
+
+/* h[n_local,d]: the embedding of this rank's tokens. Other ranks' rows of the table give zeros. */
+static void embed(sk_model *m, sk_ctx *c, const sk_slot *s, void *h) {
+  int64_t d = m->cfg->hidden_size;
   size_t mark = sk_arena_mark(&c->scratch);
-  float *logits = sk_take_f32(&c->scratch, n * V), *stats = sk_take_f32(&c->scratch, 3 * n);
-  float *each = sk_take_f32(&c->scratch, n);
-  void *dlogits = NULL;
-  if (scale != 0) dlogits = c->act == SK_F32 ? (void *)logits : sk_take_act(c, &c->scratch, n * V);
-  sk_timer_begin(c->timer, SK_T_HEAD);
-  sk_model_logits(m, c, logits, x, n);
-  c->op->xent_stats(c->st, stats, logits, b->label + t0, n, 0, V);
-  c->op->xent_grad(c->st, each, dlogits, logits, stats, b->label + t0, scale, n, 0, V);
-  c->op->sum(c->st, loss, each, n);
+  void *part = sk_partial(c, h, &s->t, d);
+  sk_timer_begin(c->timer, SK_T_EMBED);
+  c->op->embed(c->st, part, s->ids, sk_weight(c, m->embed), m->cfg->embedding_multiplier, s->t.n, d, m->v0,
+               m->nv);
   sk_timer_end(c->timer);
-  if (scale != 0) {
-    float *dw = m->head == m->embed ? m->head_grad : sk_grad(c, m->head);
-    sk_timer_begin(c->timer, SK_T_BACKWARD + SK_T_HEAD);
-    c->op->gemm(c->st, false, false, n, d, V, m->cfg->lm_head_multiplier, dlogits, V,
-                sk_weight(c, m->head), d, 0, sk_at(c, m->dhidden, t0 * d), d, c->act);
-    sk_linear_wgrad(c, dw, dlogits, x, n, V, d, m->cfg->lm_head_multiplier);
-    sk_timer_end(c->timer);
+  sk_scatter(c, h, part, &s->t, d);
+  sk_arena_release(&c->scratch, mark);
+}
+
+/* out[n_local,d] = h + m. */
+static void close_stream(sk_ctx *c, const sk_slot *s, int64_t d, void *out, const sk_stream_pair *r) {
+  c->op->copy(c->st, out, r->h, (size_t)(s->t.n_local * d) * sk_dtype_size(c->act));
+  if (r->m) c->op->add(c->st, out, r->m, s->t.n_local * d);
+}
+
+/* Full recomputation keeps only the layers' inputs; what a layer saves for itself lies in redo. */
+static void layers_forward(sk_model *m, sk_ctx *c, sk_slot *s, sk_stream_pair *r, sk_arena *redo,
+                           sk_layer_cache *cache) {
+  int64_t d = m->cfg->hidden_size, n = s->t.n_local * d;
+  bool full = c->recompute == SK_RECOMPUTE_FULL && !cache;
+  void *mixed = full ? NULL : sk_take_act(c, &s->saved, n);
+  for (int64_t i = 0; i < s->chunk->layers; i++) {
+    int64_t at = s->chunk->layer0 + i;
+    need(c, m->layer[at].bucket);
+    if (!full) {
+      sk_layer_forward(c, &m->layer[at], &s->t, &s->layer[i], r, mixed, cache ? &cache[at] : NULL);
+      continue;
+    }
+    s->x[i] = (void *)(uintptr_t)r->h;
+    void *next = sk_take_act(c, &s->saved, n);
+    c->saved = redo;
+    sk_arena_release(redo, 0);
+    sk_layer_forward(c, &m->layer[at], &s->t, &s->layer[i], r, sk_take_act(c, redo, n), NULL);
+    close_stream(c, s, d, next, r);
+    c->saved = &s->saved;
+    *r = (sk_stream_pair){.h = next};
+  }
+}
+
+static void chunk_begin(sk_model *m, sk_ctx *c, sk_slot *s, sk_stream_pair *r) {
+  c->saved = &s->saved;
+  void *h = s->in;
+  if (s->chunk->first) {
+    h = sk_take_act(c, &s->saved, s->t.n_local * m->cfg->hidden_size);
+    need(c, m->embed_bucket);
+    embed(m, c, s, h);
+  }
+  *r = (sk_stream_pair){.h = h};
+}
+
+void *sk_model_hidden(sk_model *m, sk_ctx *c, sk_slot *s, sk_layer_cache *cache) {
+  sk_stream_pair r;
+  chunk_begin(m, c, s, &r);
+  layers_forward(m, c, s, &r, NULL, cache);
+  sk_norm_forward(c, m->norm_f, m->cfg->rms_norm_eps, s->t.n_local, m->cfg->hidden_size, &s->final, &r);
+  return s->final.u;
+}
+
+void sk_chunk_forward(sk_model *m, sk_ctx *c, sk_slot *s, double scale, double *loss, sk_arena *redo) {
+  int64_t d = m->cfg->hidden_size;
+  size_t mark = sk_arena_mark(&c->scratch);
+  sk_stream_pair r;
+  chunk_begin(m, c, s, &r);
+  layers_forward(m, c, s, &r, redo, NULL);
+  if (s->chunk->last) {
+    need(c, m->tail_bucket);
+    sk_norm_forward(c, m->norm_f, m->cfg->rms_norm_eps, s->t.n_local, d, &s->final, &r);
+    if (scale != 0) s->dhidden = sk_take_act(c, &s->saved, s->t.n_local * d);
+    sk_head_loss(m, c, s, scale, loss);
+  } else {
+    close_stream(c, s, d, s->out, &r);
   }
   sk_arena_release(&c->scratch, mark);
 }
 
-void sk_model_forward(sk_model *m, sk_ctx *c, const sk_batch *b, double scale, double *loss) {
-  int64_t n = b->b * b->T, step = slice_tokens(n, m->cfg->vocab_size);
-  sk_piece p = {.b = b->b, .T = b->T, .start = b->start, .key_start = b->start};
-  sk_arena_release(&c->saved, 0);
-  const void *hidden = sk_model_hidden(m, c, &p, b->ids, NULL);
-  if (scale != 0) m->dhidden = sk_take_act(c, &c->saved, n * m->cfg->hidden_size);
-  for (int64_t t = 0; t < n; t += step)
-    loss_slice(m, c, b, t, t + step < n ? step : n - t, scale, loss, hidden);
-}
+/* ---- backward ---- */
 
-void sk_model_backward(sk_model *m, sk_ctx *c, const sk_batch *b) {
-  int64_t n = b->b * b->T, d = m->cfg->hidden_size;
-  sk_piece p = {.b = b->b, .T = b->T, .start = b->start, .key_start = b->start};
-  void *dh = sk_take_act(c, &c->saved, n * d);
-  c->op->zero(c->st, dh, (size_t)(n * d) * sk_dtype_size(c->act));
-  sk_norm_backward(c, m->norm_f, n, d, &m->final, dh, m->dhidden);
-  for (int64_t i = m->n_layers - 1; i >= 0; i--)
-    sk_layer_backward(c, &m->layer[i], &p, &m->saved[i], dh);
+static void embed_backward(sk_model *m, sk_ctx *c, const sk_slot *s) {
+  int64_t d = m->cfg->hidden_size;
+  size_t mark = sk_arena_mark(&c->scratch);
+  const void *dh = sk_gather(c, &c->scratch, s->dh, &s->t, d);
   sk_timer_begin(c->timer, SK_T_BACKWARD + SK_T_EMBED);
-  c->op->embed_grad(c->st, sk_grad(c, m->embed), b->ids, dh, m->cfg->embedding_multiplier, n, d, 0,
-                    m->cfg->vocab_size, m->cfg->pad_token_id);
+  c->op->embed_grad(c->st, sk_grad(c, m->embed), s->ids, dh, m->cfg->embedding_multiplier, s->t.n, d, m->v0,
+                    m->nv, m->cfg->pad_token_id);
   sk_timer_end(c->timer);
+  sk_arena_release(&c->scratch, mark);
 }
 
-void sk_model_finish_grads(sk_model *m, sk_ctx *c) {
-  if (!m->head_grad) return;
-  int64_t n = m->reg.p[m->head].count;
-  c->op->add_f32(c->st, sk_grad(c, m->embed), m->head_grad, n);
-  c->op->zero(c->st, m->head_grad, (size_t)n * sizeof(float));
+static void layer_again(sk_model *m, sk_ctx *c, sk_slot *s, int64_t i, sk_arena *redo) {
+  sk_stream_pair r = {.h = s->x[i]};
+  if (!c->queue) {
+    c->saved = redo;
+    sk_arena_release(redo, 0);
+  }
+  void *mixed = sk_take_act(c, c->saved, s->t.n_local * m->cfg->hidden_size);
+  sk_layer_forward(c, &m->layer[s->chunk->layer0 + i], &s->t, &s->layer[i], &r, mixed, NULL);
+}
+
+void sk_chunk_backward(sk_model *m, sk_ctx *c, sk_slot *s, bool queue, sk_arena *redo,
+                       void (*done)(void *arg, int bucket), void *arg) {
+  int64_t d = m->cfg->hidden_size;
+  c->saved = &s->saved;
+  c->queue = queue ? &s->queue : NULL;
+  if (s->chunk->last) {
+    c->op->zero(c->st, s->dh, (size_t)(s->t.n_local * d) * sk_dtype_size(c->act));
+    sk_norm_backward(c, m->norm_f, s->t.n_local, d, &s->final, s->dh, s->dhidden);
+    if (done) done(arg, m->tail_bucket);
+  }
+  for (int64_t i = s->chunk->layers - 1; i >= 0; i--) {
+    const sk_layer *l = &m->layer[s->chunk->layer0 + i];
+    if (c->recompute == SK_RECOMPUTE_FULL) layer_again(m, c, s, i, redo);
+    sk_layer_backward(c, l, &s->t, &s->layer[i], s->dh);
+    if (done) done(arg, l->bucket);
+  }
+  if (s->chunk->first) {
+    embed_backward(m, c, s);
+    if (done) done(arg, m->embed_bucket);
+  }
+  c->queue = NULL;
+  c->saved = &s->saved;
+}
+
+/* ---- arithmetic ---- */
+
+double sk_layer_flops(const sk_layer_cfg *l, int64_t T) {
+  const sk_model_cfg *m = &l->m;
+  double d = (double)m->hidden_size, q = (double)(m->num_attention_heads * m->head_dim), sum = 0;
+  double kv = (double)(m->num_key_value_heads * m->head_dim), ds = (double)m->mamba_d_ssm;
+  double nh = (double)m->mamba_n_heads, P = (double)m->mamba_d_head, Q = (double)m->mamba_chunk_size;
+  double N = (double)m->mamba_d_state, G = (double)m->mamba_n_groups;
+  if (l->mixer != 'M') sum += 2 * (2 * d * q + 2 * d * kv) + 2 * q * (double)(T + 1);
+  if (l->mixer != '*')
+    sum += 2 * (d * (2 * ds + 2 * G * N + nh) + ds * d) + Q * N * G + nh * (Q * P + 4 * P * N) +
+           2 * (double)m->mamba_d_conv * (ds + 2 * G * N);
+  if (l->mlp) sum += 2 * 3 * d * (double)m->intermediate_size;
+  return sum;
 }
 
 double sk_model_flops(const sk_config *cfg, int64_t T) {
   double sum = 2.0 * (double)(cfg->model.vocab_size * cfg->model.hidden_size);
-  for (int64_t i = 0; i < cfg->n_layers; i++) {
-    const sk_model_cfg *m = &cfg->layer[i].m;
-    double d = (double)m->hidden_size, q = (double)(m->num_attention_heads * m->head_dim);
-    double kv = (double)(m->num_key_value_heads * m->head_dim), ds = (double)m->mamba_d_ssm;
-    double nh = (double)m->mamba_n_heads, P = (double)m->mamba_d_head, Q = (double)m->mamba_chunk_size;
-    double N = (double)m->mamba_d_state, G = (double)m->mamba_n_groups;
-    if (cfg->layer[i].mixer != 'M') sum += 2 * (2 * d * q + 2 * d * kv) + 2 * q * (double)(T + 1);
-    if (cfg->layer[i].mixer != '*')
-      sum += 2 * (d * (2 * ds + 2 * G * N + nh) + ds * d) + Q * N * G + nh * (Q * P + 4 * P * N) +
-             2 * (double)m->mamba_d_conv * (ds + 2 * G * N);
-    if (cfg->layer[i].mlp) sum += 2 * 3 * d * (double)m->intermediate_size;
-  }
+  for (int64_t i = 0; i < cfg->n_layers; i++) sum += sk_layer_flops(&cfg->layer[i], T);
   return sum;
 }

@@ -1,117 +1,189 @@
 #include "src/optim.h"
 #include <math.h>
 
-enum { BUFFER = 64 << 20 }; /* elements of the exchange buffer at most */
+/* ---- slices ---- */
 
-void sk_optim_create(sk_optim *o, const sk_registry *r, MPI_Comm comm, int parts, int part) {
-  *o = (sk_optim){.comm = comm, .parts = parts, .part = part};
-  o->lo = sk_calloc((size_t)parts + 1, sizeof *o->lo);
-  o->block0 = sk_calloc((size_t)parts + 1, sizeof *o->block0);
-  SK_CHECK(r->n_blocks < INT32_MAX, "%lld blocks", (long long)r->n_blocks);
-  int64_t longest = 0;
-  for (int i = 0; i <= parts; i++) {
-    int64_t n;
-    o->block0[i] = i < parts ? (int)sk_zero_blocks(r, parts, i, &n) : (int)r->n_blocks;
-    o->lo[i] = sk_block_start(r, o->block0[i]);
-    if (i > 0 && o->lo[i] - o->lo[i - 1] > longest) longest = o->lo[i] - o->lo[i - 1];
+static int64_t *cuts(const sk_optim *o, int64_t *array, int bucket) { return array + bucket * (o->parts + 1); }
+
+void sk_optim_create(sk_optim *o, const sk_registry *r, int n_all, int parts, int part) {
+  size_t cells = (size_t)r->n_buckets * ((size_t)parts + 1);
+  *o = (sk_optim){.parts = parts, .part = part};
+  o->cut = sk_calloc(cells, sizeof *o->cut);
+  o->block = sk_calloc(cells, sizeof *o->block);
+  o->state0 = sk_calloc((size_t)r->n_buckets + 1, sizeof *o->state0);
+  for (int k = 0; k < r->n_buckets; k++) {
+    const sk_bucket *b = &r->bucket[k];
+    int64_t *cut = cuts(o, o->cut, k), *block = cuts(o, o->block, k), n;
+    for (int i = 0; i <= parts; i++) {
+      cut[i] = sk_zero_start(r, b, parts, i);
+      block[i] = i < parts ? sk_zero_blocks(r, b, parts, i, &n) : b->block0 + b->n_blocks;
+      if (i && cut[i] - cut[i - 1] > o->longest) o->longest = cut[i] - cut[i - 1];
+    }
+    o->state0[k + 1] = o->state0[k] + cut[part + 1] - cut[part];
+    if (b->shared_count > o->shared) o->shared = b->shared_count;
   }
-  o->piece = longest < BUFFER / parts ? longest : BUFFER / parts;
-  int first = o->block0[part], n = o->block0[part + 1] - first;
-  o->block_off = sk_calloc((size_t)n + 1, sizeof *o->block_off);
-  for (int i = 0; i <= n; i++) o->block_off[i] = sk_block_start(r, first + i) - o->lo[part];
   o->norms = sk_calloc((size_t)r->n_blocks, sizeof *o->norms);
+  o->block_off = sk_calloc((size_t)r->n_blocks + 1, sizeof *o->block_off);
+  o->sums = sk_calloc((size_t)n_all * (size_t)r->tp, sizeof *o->sums);
+  o->gather = sk_calloc((size_t)r->n_buckets + 1, sizeof *o->gather); /* the last one has no tickets */
+  for (int k = 0; k < SK_REDUCES + r->n_buckets; k++) {
+    sk_exchange *x = k < SK_REDUCES ? &o->reduce[k] : &o->gather[k - SK_REDUCES];
+    *x = (sk_exchange){.bucket = -1};
+    x->ticket = sk_calloc(2 * (size_t)parts, sizeof *x->ticket);
+  }
 }
 
-void sk_optim_bind(sk_optim *o, sk_ctx *c, sk_arena *a, sk_arena *exchange) {
-  int64_t n = sk_optim_count(o);
+int64_t sk_optim_count(const sk_optim *o, const sk_registry *r) { return o->state0[r->n_buckets]; }
+
+int64_t sk_optim_slice(const sk_optim *o, int bucket, int64_t *lo, int64_t *hi) {
+  *lo = cuts(o, o->cut, bucket)[o->part];
+  *hi = cuts(o, o->cut, bucket)[o->part + 1];
+  return o->state0[bucket];
+}
+
+float *sk_optim_master(const sk_optim *o, const sk_ctx *c, int bucket) {
+  int64_t lo, hi, at = sk_optim_slice(o, bucket, &lo, &hi);
+  return o->master ? o->master + at : (float *)(void *)c->weights + lo;
+}
+
+void sk_optim_bind(sk_optim *o, sk_ctx *c, const sk_comm_ops *comm, sk_group *zero, sk_arena *a,
+                   sk_arena *exchange) {
+  int64_t n = sk_optim_count(o, c->reg);
+  o->comm = comm;
+  o->zero = zero;
   o->m = sk_take_f32(a, n);
   o->v = sk_take_f32(a, n);
-  o->master = c->act == SK_F32 ? (float *)c->weights + sk_optim_lo(o) : sk_take_f32(a, n);
+  o->master = c->act == SK_F32 ? NULL : sk_take_f32(a, n);
   o->sq = sk_arena_take(a, (size_t)c->reg->n_blocks * sizeof(double));
-  o->buf = o->parts > 1 ? sk_take_f32(exchange, o->parts * o->piece) : NULL;
+  for (int k = 0; k < SK_REDUCES; k++)
+    o->reduce[k].buf = o->parts > 1 ? sk_take_f32(exchange, o->parts * o->longest) : NULL;
+  if (!o->shared) return;
+  o->shared_buf = sk_take_f32(exchange, o->shared);
+  o->shared_ws = sk_arena_take(exchange, comm->reduce_ws(c->n_tp, o->shared, SK_F32));
 }
 
 void sk_optim_free(sk_optim *o) {
-  sk_free(o->lo);
-  sk_free(o->block0);
-  sk_free(o->block_off);
+  for (int k = 0; k < SK_REDUCES; k++) sk_free(o->reduce[k].ticket);
+  if (o->gather) {
+    int64_t n = 0;
+    while (o->gather[n].ticket) sk_free(o->gather[n++].ticket);
+  }
+  sk_free(o->gather);
+  sk_free(o->cut);
+  sk_free(o->block);
+  sk_free(o->state0);
   sk_free(o->norms);
+  sk_free(o->block_off);
+  sk_free(o->sums);
   *o = (sk_optim){0};
 }
 
 void sk_optim_reset(sk_optim *o, sk_ctx *c) {
-  size_t bytes = (size_t)sk_optim_count(o) * sizeof(float);
+  size_t bytes = (size_t)sk_optim_count(o, c->reg) * sizeof(float);
   c->op->zero(c->st, o->m, bytes);
   c->op->zero(c->st, o->v, bytes);
 }
 
-/* Piece k of part i's slice: first element and length (0 when the slice is shorter). */
-static int64_t piece_of(const sk_optim *o, int i, int64_t k, int *len) {
-  int64_t first = o->lo[i] + k * o->piece, left = o->lo[i + 1] - first;
-  *len = left <= 0 ? 0 : (int)(left < o->piece ? left : o->piece);
-  return first;
-}
+/* ---- gradients to their owners ---- */
 
-static int64_t pieces(const sk_optim *o) {
-  int64_t most = 0;
-  for (int i = 0; i < o->parts; i++) {
-    int64_t n = o->piece ? (o->lo[i + 1] - o->lo[i] + o->piece - 1) / o->piece : 0;
-    if (n > most) most = n;
+/* Rows that several tp ranks have alike become the sum of all their gradients. */
+static void add_shared(sk_optim *o, sk_ctx *c, const sk_bucket *b) {
+  if (!b->shared_count) return;
+  size_t f = sizeof(float);
+  sk_timer_begin(c->timer, SK_T_TP);
+  c->op->zero(c->st, o->shared_buf, (size_t)b->shared_count * f);
+  for (int k = b->shared0; k < b->shared0 + b->n_shared; k++) {
+    const sk_shared *s = &c->reg->shared[k];
+    if (s->at >= 0) c->op->copy(c->st, o->shared_buf + s->pos, c->grads + s->at, (size_t)s->count * f);
   }
-  return most;
-}
-
-/* Receives piece k of my slice from every other rank and sends them theirs. */
-static void exchange_grads(sk_optim *o, sk_ctx *c, int64_t k, MPI_Request *req) {
-  int mine, theirs, n = 0;
-  piece_of(o, o->part, k, &mine);
-  for (int i = 0; i < o->parts; i++) {
-    if (i == o->part) continue;
-    int64_t at = piece_of(o, i, k, &theirs);
-    if (mine)
-      SK_MPI(MPI_Irecv(o->buf + i * o->piece, mine, MPI_FLOAT, i, 1, o->comm, &req[n++]));
-    if (theirs) SK_MPI(MPI_Isend(c->grads + at, theirs, MPI_FLOAT, i, 1, o->comm, &req[n++]));
+  c->comm->wait(c->tp, c->st,
+                c->comm->all_reduce(c->tp, c->st, o->shared_buf, b->shared_count, SK_F32, o->shared_ws));
+  for (int k = b->shared0; k < b->shared0 + b->n_shared; k++) {
+    const sk_shared *s = &c->reg->shared[k];
+    if (s->at >= 0) c->op->copy(c->st, c->grads + s->at, o->shared_buf + s->pos, (size_t)s->count * f);
   }
-  SK_MPI(MPI_Waitall(n, req, MPI_STATUSES_IGNORE));
-}
-
-void sk_optim_reduce(sk_optim *o, sk_ctx *c) {
-  if (o->parts == 1) return;
-  sk_timer_begin(c->timer, SK_T_REDUCE);
-  c->op->sync(c->st);
-  MPI_Request *req = sk_calloc((size_t)o->parts * 2, sizeof(MPI_Request));
-  for (int64_t k = 0; k < pieces(o); k++) {
-    int mine;
-    int64_t first = piece_of(o, o->part, k, &mine);
-    size_t bytes = (size_t)mine * sizeof(float);
-    exchange_grads(o, c, k, req);
-    c->op->copy(c->st, o->buf + o->part * o->piece, c->grads + first, bytes);
-    for (int i = 1; i < o->parts; i++) c->op->add_f32(c->st, o->buf, o->buf + i * o->piece, mine);
-    c->op->copy(c->st, c->grads + first, o->buf, bytes);
-    c->op->sync(c->st);
-  }
-  sk_free(req);
   sk_timer_end(c->timer);
 }
 
-double sk_optim_norm(sk_optim *o, sk_ctx *c, int *bad) {
-  const sk_registry *r = c->reg;
-  int first = o->block0[o->part], n = o->block0[o->part + 1] - first;
-  sk_timer_begin(c->timer, SK_T_OPTIMIZER);
-  c->op->sqnorm(c->st, o->sq, c->grads + sk_optim_lo(o), o->block_off, n);
-  c->op->to_host(c->st, o->norms + first, o->sq, (size_t)n * sizeof(double));
-  if (o->parts > 1) {
-    int *count = sk_calloc((size_t)o->parts, sizeof *count);
-    for (int i = 0; i < o->parts; i++) count[i] = o->block0[i + 1] - o->block0[i];
-    SK_MPI(MPI_Allgatherv(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, o->norms, count, o->block0, MPI_DOUBLE,
-                          o->comm));
-    sk_free(count);
+static void wait_all(sk_optim *o, sk_ctx *c, sk_exchange *x) {
+  for (int i = 0; i < x->n; i++) o->comm->wait(o->zero, c->st, x->ticket[i]);
+  x->n = 0;
+}
+
+static void reduce_end(sk_optim *o, sk_ctx *c, sk_exchange *x) {
+  int64_t lo, hi;
+  if (x->bucket < 0) return;
+  sk_optim_slice(o, x->bucket, &lo, &hi);
+  size_t bytes = (size_t)(hi - lo) * sizeof(float);
+  wait_all(o, c, x);
+  c->op->copy(c->st, x->buf + o->part * o->longest, c->grads + lo, bytes);
+  for (int i = 1; i < o->parts; i++) c->op->add_f32(c->st, x->buf, x->buf + i * o->longest, hi - lo);
+  c->op->copy(c->st, c->grads + lo, x->buf, bytes);
+  x->bucket = -1;
+}
+
+void sk_optim_give(sk_optim *o, sk_ctx *c, int bucket) {
+  add_shared(o, c, &c->reg->bucket[bucket]);
+  if (o->parts == 1) return;
+  sk_timer_begin(c->timer, SK_T_REDUCE);
+  sk_exchange *x = &o->reduce[o->next];
+  const int64_t *cut = cuts(o, o->cut, bucket);
+  o->next = (o->next + 1) % SK_REDUCES;
+  reduce_end(o, c, x);
+  x->bucket = bucket;
+  for (int i = 0; i < o->parts; i++) {
+    if (i == o->part) continue;
+    size_t mine = (size_t)(cut[o->part + 1] - cut[o->part]), theirs = (size_t)(cut[i + 1] - cut[i]);
+    x->ticket[x->n++] = o->comm->recv(o->zero, c->st, x->buf + i * o->longest, mine * sizeof(float), i, 2 * bucket);
+    x->ticket[x->n++] = o->comm->send(o->zero, c->st, c->grads + cut[i], theirs * sizeof(float), i, 2 * bucket);
   }
+  sk_timer_end(c->timer);
+}
+
+void sk_optim_reduced(sk_optim *o, sk_ctx *c) {
+  if (o->parts == 1) return;
+  sk_timer_begin(c->timer, SK_T_REDUCE);
+  for (int k = 0; k < SK_REDUCES; k++) reduce_end(o, c, &o->reduce[(o->next + k) % SK_REDUCES]);
+  sk_timer_end(c->timer);
+}
+
+/* ---- norm ---- */
+
+/* norms[] of my blocks, then of all parts; every block has one owner, so adding zeros is exact. */
+static void block_norms(sk_optim *o, sk_ctx *c, MPI_Comm zero) {
+  const sk_registry *r = c->reg;
+  for (int64_t i = 0; i < r->n_blocks; i++) o->norms[i] = 0;
+  for (int k = 0; k < r->n_buckets; k++) {
+    int64_t lo, hi, b0 = cuts(o, o->block, k)[o->part], b1 = cuts(o, o->block, k)[o->part + 1];
+    sk_optim_slice(o, k, &lo, &hi);
+    if (b0 == b1) continue;
+    for (int64_t b = b0; b < b1; b++) o->block_off[b - b0] = sk_block_start(r, b) - lo;
+    o->block_off[b1 - b0] = hi - lo;
+    c->op->sqnorm(c->st, o->sq, c->grads + lo, o->block_off, b1 - b0);
+    c->op->to_host(c->st, o->norms + b0, o->sq, (size_t)(b1 - b0) * sizeof(double));
+  }
+  if (o->parts > 1)
+    SK_MPI(MPI_Allreduce(MPI_IN_PLACE, o->norms, (int)r->n_blocks, MPI_DOUBLE, MPI_SUM, zero));
+}
+
+double sk_optim_norm(sk_optim *o, sk_ctx *c, MPI_Comm zero, MPI_Comm model, int n_all, int *bad) {
+  const sk_registry *r = c->reg;
+  sk_timer_begin(c->timer, SK_T_OPTIMIZER);
+  block_norms(o, c, zero);
+  for (int i = 0; i < n_all * r->tp; i++) o->sums[i] = 0;
+  for (int k = 0; k < r->n_runs; k++) {
+    const sk_run_of_rows *run = &r->run[k];
+    const sk_param *p = &r->p[run->param];
+    if (run->first != r->tp_rank || p->copy) continue;
+    double *sum = &o->sums[p->index * r->tp + r->tp_rank];
+    for (int64_t b = 0; b < run->n_blocks; b++) *sum += o->norms[run->block0 + b];
+  }
+  SK_MPI(MPI_Allreduce(MPI_IN_PLACE, o->sums, n_all * r->tp, MPI_DOUBLE, MPI_SUM, model));
   double total = 0;
   *bad = -1;
-  for (int i = 0; i < r->n; i++) {
+  for (int i = 0; i < n_all; i++) {
     double sum = 0;
-    for (int64_t b = 0; b < r->p[i].n_blocks; b++) sum += o->norms[r->p[i].block0 + b];
+    for (int t = 0; t < r->tp; t++) sum += o->sums[i * r->tp + t];
     if (!isfinite(sum) && *bad < 0) *bad = i;
     total += sum;
   }
@@ -119,49 +191,58 @@ double sk_optim_norm(sk_optim *o, sk_ctx *c, int *bad) {
   return sqrt(total);
 }
 
+/* ---- update, weights to all ---- */
+
 void sk_optim_update(sk_optim *o, sk_ctx *c, const sk_config *cfg, int64_t t, double lr, double gscale) {
-  const int64_t lo = sk_optim_lo(o), hi = lo + sk_optim_count(o);
   const double *beta = cfg->optimizer.betas;
   sk_timer_begin(c->timer, SK_T_OPTIMIZER);
-  for (int i = 0; i < c->reg->n; i++) {
-    const sk_param *p = &c->reg->p[i];
-    int64_t row0, rows;
-    if (!sk_param_overlap(p, lo, hi, &row0, &rows)) continue;
-    int64_t at = p->offset + row0 * p->row_len, k = at - lo;
-    sk_adamw a = {.lr = lr * p->lr_mult, .beta1 = beta[0], .beta2 = beta[1], .eps = cfg->optimizer.eps,
-                  .wd = p->decay ? cfg->optimizer.weight_decay * p->wd_mult : 0, .gscale = gscale,
-                  .bias1 = 1 - pow(beta[0], (double)t), .bias2 = 1 - pow(beta[1], (double)t)};
-    c->op->adamw(c->st, c->act == SK_F32 ? NULL : sk_at(c, c->weights, at), o->master + k, o->m + k,
-                 o->v + k, c->grads + at, rows * p->row_len, &a);
+  for (int k = 0; k < c->reg->n_buckets; k++) {
+    const sk_bucket *b = &c->reg->bucket[k];
+    int64_t lo, hi, state = sk_optim_slice(o, k, &lo, &hi);
+    float *master = sk_optim_master(o, c, k);
+    for (int i = b->param0; i < b->param0 + b->n_params; i++) {
+      const sk_param *p = &c->reg->p[i];
+      int64_t from = p->offset > lo ? p->offset : lo;
+      int64_t to = p->offset + p->count < hi ? p->offset + p->count : hi;
+      if (from >= to) continue;
+      sk_adamw a = {.lr = lr * p->lr_mult, .beta1 = beta[0], .beta2 = beta[1], .eps = cfg->optimizer.eps,
+                    .wd = p->decay ? cfg->optimizer.weight_decay * p->wd_mult : 0, .gscale = gscale,
+                    .bias1 = 1 - pow(beta[0], (double)t), .bias2 = 1 - pow(beta[1], (double)t)};
+      int64_t s = state + from - lo;
+      c->op->adamw(c->st, o->master ? sk_at(c, c->weights, from) : NULL, master + (from - lo), o->m + s,
+                   o->v + s, c->grads + from, to - from, &a);
+    }
   }
   sk_timer_end(c->timer);
 }
 
 void sk_optim_gather(sk_optim *o, sk_ctx *c) {
   if (o->parts == 1) return;
+  size_t size = sk_dtype_size(c->act);
   sk_timer_begin(c->timer, SK_T_GATHER);
-  c->op->sync(c->st);
-  int size = (int)sk_dtype_size(c->act), *count = sk_calloc((size_t)o->parts * 2, sizeof *count);
-  int *at = count + o->parts;
-  for (int64_t k = 0; k < pieces(o); k++) {
-    /* Through a buffer: the places in the weights may lie farther apart than an int can say. */
+  for (int k = 0; k < c->reg->n_buckets; k++) {
+    const int64_t *cut = cuts(o, o->cut, k);
+    sk_exchange *x = &o->gather[k];
+    size_t mine = (size_t)(cut[o->part + 1] - cut[o->part]);
+    x->bucket = k;
     for (int i = 0; i < o->parts; i++) {
-      piece_of(o, i, k, &count[i]);
-      at[i] = (int)(i * o->piece);
+      if (i == o->part) continue;
+      size_t theirs = (size_t)(cut[i + 1] - cut[i]);
+      x->ticket[x->n++] = o->comm->recv(o->zero, c->st, sk_at(c, c->weights, cut[i]), theirs * size, i, 2 * k + 1);
+      x->ticket[x->n++] =
+          o->comm->send(o->zero, c->st, sk_at(c, c->weights, cut[o->part]), mine * size, i, 2 * k + 1);
     }
-    int64_t mine = piece_of(o, o->part, k, &count[o->part]);
-    MPI_Datatype type;
-    SK_MPI(MPI_Type_contiguous(size, MPI_BYTE, &type));
-    SK_MPI(MPI_Type_commit(&type));
-    SK_MPI(MPI_Allgatherv(sk_at(c, c->weights, mine), count[o->part], type, o->buf, count, at, type,
-                          o->comm));
-    SK_MPI(MPI_Type_free(&type));
-    for (int i = 0; i < o->parts; i++)
-      if (i != o->part && count[i])
-        c->op->copy(c->st, sk_at(c, c->weights, piece_of(o, i, k, &count[i])),
-                    sk_at(c, o->buf, i * o->piece), (size_t)count[i] * (size_t)size);
-    c->op->sync(c->st);
   }
-  sk_free(count);
+  sk_timer_end(c->timer);
+}
+
+void sk_optim_need(sk_optim *o, sk_ctx *c, int bucket) {
+  if (o->parts == 1) return;
+  sk_timer_begin(c->timer, SK_T_GATHER);
+  for (int k = 0; k < c->reg->n_buckets; k++) {
+    if ((bucket >= 0 && k != bucket) || o->gather[k].bucket < 0) continue;
+    wait_all(o, c, &o->gather[k]);
+    o->gather[k].bucket = -1;
+  }
   sk_timer_end(c->timer);
 }

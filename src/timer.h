@@ -15,7 +15,10 @@ typedef enum sk_section {
   SK_T_MLP,
   SK_T_HEAD,
   SK_T_BACKWARD, /* added to one of EMBED..HEAD: its backward pass */
-  SK_T_REDUCE = SK_T_BACKWARD + SK_T_HEAD + 1,
+  SK_T_TP = SK_T_BACKWARD + SK_T_HEAD + 1, /* exchanges, as far as they are waited for */
+  SK_T_CP,
+  SK_T_PP,
+  SK_T_REDUCE,
   SK_T_OPTIMIZER,
   SK_T_GATHER,
   SK_T_WAIT, /* scalars agreed over ranks: mostly waiting for the slowest */

@@ -23,11 +23,14 @@ static int64_t load_samples(sk_train *t, sk_err *e) {
   return counted;
 }
 
-/* Loss and stop wishes of all ranks, summed in rank order. */
+/* Loss of the last stage and stop wishes of all ranks, summed in rank order. The tp ranks of a stage all have
+ * the same loss: one of them counts. */
 static void exchange(sk_train *t, step_result *r) {
   double elapsed = sk_now() - t->t0, need = 2 * t->step_seconds + 1.5 * t->save_seconds;
   bool late = t->opts->max_time > 0 && elapsed + need > t->opts->max_time;
-  double mine[2] = {r->loss, late || sk_stop_signal()}, stop = 0;
+  const sk_grid *g = &t->grid;
+  bool counts = g->at[SK_PP] == g->n[SK_PP] - 1 && g->at[SK_TP] == 0;
+  double mine[2] = {counts ? r->loss : 0, late || sk_stop_signal()}, stop = 0;
   sk_timer_begin(&t->timer, SK_T_WAIT);
   SK_MPI(MPI_Allgather(mine, 2, MPI_DOUBLE, t->per_rank, 2, MPI_DOUBLE, t->grid.world));
   r->loss = 0;
@@ -42,23 +45,19 @@ static void exchange(sk_train *t, step_result *r) {
 /* Gradients of the whole global batch, each rank its slice; the loss before the update. */
 static int gradients(sk_train *t, step_result *r, sk_err *e) {
   sk_engine *g = &t->engine;
-  const int64_t T = t->cfg.data.sequence, b = t->cfg.train.micro_batch;
+  const sk_grid *grid = &t->grid;
   sk_timer_begin(&t->timer, SK_T_DATA);
   int64_t counted = load_samples(t, e), all;
   sk_timer_end(&t->timer);
   sk_timer_begin(&t->timer, SK_T_WAIT);
-  if (sk_agree(t->grid.world, e) == SK_OK)
-    SK_MPI(MPI_Allreduce(&counted, &all, 1, MPI_INT64_T, MPI_SUM, t->grid.world));
+  if (sk_agree(grid->world, e) == SK_OK)
+    SK_MPI(MPI_Allreduce(&counted, &all, 1, MPI_INT64_T, MPI_SUM, grid->line[SK_DP]));
   sk_timer_end(&t->timer);
   if (e->code) return e->code;
   if (all == 0) all = 1; /* every document is one token long: nothing to learn, nothing to divide */
-  g->ctx.op->zero(g->ctx.st, g->ctx.grads, (size_t)g->ctx.reg->total * sizeof(float));
-  for (int64_t k = 0; k < t->local; k += b)
-    sk_engine_micro(g, b, T, t->ids + k * T, t->label + k * T, t->start + k * T, 1.0 / (double)all);
-  sk_model_finish_grads(&g->model, &g->ctx);
+  sk_engine_step(g, t->ids, t->label, t->start, 1.0 / (double)all);
   r->loss = sk_engine_take_loss(g);
-  sk_optim_reduce(&g->opt, &g->ctx);
-  r->norm = sk_optim_norm(&g->opt, &g->ctx, &r->bad);
+  r->norm = sk_optim_norm(&g->opt, &g->ctx, grid->zero, grid->model, g->model.all.n, &r->bad);
   exchange(t, r);
   r->loss /= (double)all;
   return SK_OK;
@@ -66,7 +65,7 @@ static int gradients(sk_train *t, step_result *r, sk_err *e) {
 
 /* NaN or infinity: stop with its name before anything is updated or saved, or skip the step. */
 static int not_finite(sk_train *t, const step_result *r, int64_t step, bool *skip, sk_err *e) {
-  const char *name = r->bad >= 0 ? t->engine.ctx.reg->p[r->bad].name : NULL;
+  const char *name = r->bad >= 0 ? t->engine.model.all.p[r->bad].name : NULL;
   char where[160] = "all gradients are finite";
   if (name) snprintf(where, sizeof where, "the gradient of %s is not finite", name);
   *skip = t->cfg.train.on_nan == SK_NAN_SKIP;
@@ -107,8 +106,8 @@ static int train_step(sk_train *t, int64_t step, step_result *r, bool *skip, sk_
 }
 
 static double comm_seconds(const sk_timer *t) {
-  return sk_timer_seconds(t, SK_T_REDUCE) + sk_timer_seconds(t, SK_T_GATHER) +
-         sk_timer_seconds(t, SK_T_WAIT);
+  return sk_timer_seconds(t, SK_T_TP) + sk_timer_seconds(t, SK_T_CP) + sk_timer_seconds(t, SK_T_PP) +
+         sk_timer_seconds(t, SK_T_REDUCE) + sk_timer_seconds(t, SK_T_GATHER) + sk_timer_seconds(t, SK_T_WAIT);
 }
 
 static void report(sk_train *t, const step_result *r, double seconds, double data_s, double comm_s) {

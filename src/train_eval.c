@@ -9,10 +9,13 @@ static int64_t windows(const sk_train *t) {
   return want > 0 && want < all ? want : all;
 }
 
-/* Sums the loss over this rank's block of windows; returns the counted tokens. */
+/* Sums the loss over the windows of this rank's copy of the model; returns the counted tokens. Loss and count are
+ * of one rank in each copy and cp rank, 0 on the others. */
 static int64_t sum_loss(sk_train *t, double *sum, sk_err *e) {
   const int64_t T = t->cfg.data.sequence, b = t->cfg.train.micro_batch;
-  int64_t n, counted = 0, first = sk_block(windows(t), t->grid.size, t->grid.rank, &n);
+  const sk_grid *g = &t->grid;
+  int64_t n, counted = 0, first = sk_block(windows(t), g->n[SK_DP], g->at[SK_DP], &n);
+  bool last = g->at[SK_PP] == g->n[SK_PP] - 1 && g->at[SK_TP] == 0;
   int32_t *ids = sk_calloc((size_t)(b * T) * 3, sizeof *ids), *label = ids + b * T, *start = label + b * T;
   for (int64_t k = 0; k < n && !e->code; k += b) {
     int64_t m = n - k < b ? n - k : b;
@@ -20,11 +23,12 @@ static int64_t sum_loss(sk_train *t, double *sum, sk_err *e) {
       sk_data_sample(t->valid, first + k + i, ids + i * T, label + i * T, start + i * T, e);
     if (e->code) break;
     for (int64_t i = 0; i < m * T; i++) counted += label[i] >= 0;
-    sk_engine_micro(&t->engine, m, T, ids, label, start, 0);
+    sk_engine_eval(&t->engine, m, ids, label, start);
   }
   *sum = sk_engine_take_loss(&t->engine);
+  if (!last) *sum = 0;
   sk_free(ids);
-  return counted;
+  return last && g->at[SK_CP] == 0 ? counted : 0;
 }
 
 int sk_train_eval(sk_train *t, sk_err *e) {

@@ -2,6 +2,7 @@
 #include "src/checkpoint.h"
 #include "src/hf_json.h"
 #include "src/layout.h"
+#include "src/placement.h"
 #include "src/progress.h"
 #include "src/train.h"
 #include <stdio.h>
@@ -74,7 +75,8 @@ static int check_restart(sk_train *t, const char *path, bool *weights_only, sk_e
 
 static void note_start(sk_train *t, const char *from) {
   int64_t *count = sk_calloc((size_t)t->grid.size, sizeof *count);
-  for (int i = 0; i < t->grid.size; i++) count[i] = t->engine.ctx.reg->count;
+  int64_t mine = t->engine.ctx.reg->count;
+  SK_MPI(MPI_Allgather(&mine, 1, MPI_INT64_T, count, 1, MPI_INT64_T, t->grid.world));
   sk_metric_begin(t->run);
   sk_metric_str(t->run, "event", "grid");
   sk_metric_int(t->run, "tp", t->grid.n[SK_TP]);
@@ -98,11 +100,12 @@ static void header(const sk_train *t) {
   const sk_config *c = &t->cfg;
   const sk_engine *g = &t->engine;
   sk_say("Resolved deck (%s/deck.yaml)\n%s", sk_run_path(t->run), c->resolved);
-  sk_say("Saker %s, %d rank%s: tp 1 x cp 1 x pp 1 x dp %d", PACKAGE_VERSION, t->grid.size,
-         t->grid.size == 1 ? "" : "s", t->grid.n[SK_DP]);
+  const int *n = t->grid.n;
+  sk_say("Saker %s, %d rank%s: tp %d x cp %d x pp %d x dp %d", PACKAGE_VERSION, t->grid.size,
+         t->grid.size == 1 ? "" : "s", n[SK_TP], n[SK_CP], n[SK_PP], n[SK_DP]);
   sk_say("Device  %s", g->ctx.op->describe(g->ctx.dev));
   if (c->train.dtype == SK_DTYPE_BF16) sk_say("Note    train.dtype bf16 is computed in fp32 on the CPU");
-  sk_say("Model   %s parameters, %lld layers of %s", sk_si((double)g->ctx.reg->count),
+  sk_say("Model   %s parameters, %lld layers of %s", sk_si((double)g->model.all.count),
          (long long)c->n_layers, c->pattern);
   sk_say("Data    %s tokens, %lld windows of %lld; %lld x %lld tokens per step, %.2f passes in all",
          sk_si((double)sk_data_tokens(t->data)), (long long)sk_data_windows(t->data),
@@ -138,7 +141,7 @@ static int open_run(sk_train *t, const sk_ops *op, sk_err *e) {
   if (find_restart(t, path, sizeof path, e) != SK_OK) return e->code;
   if (path[0] && check_restart(t, path, &weights_only, e) != SK_OK) return e->code;
   if (open_data(t->grid.world, t, e) != SK_OK) return e->code;
-  if (sk_engine_open(&t->engine, c, op, t->grid.line[SK_DP], true, c->train.micro_batch, T, T, e) != SK_OK)
+  if (sk_engine_open(&t->engine, c, op, &sk_comm_mpi, &t->grid, true, c->train.micro_batch, T, T, e) != SK_OK)
     return e->code;
   if (fill_weights(t, path, weights_only, e) != SK_OK) return e->code;
   if (!t->meta.run_id[0]) new_run_id(t);
@@ -155,6 +158,7 @@ static int open_run(sk_train *t, const sk_ops *op, sk_err *e) {
   sk_run_write(t->run, "deck.yaml", c->resolved, e);
   if (sk_agree(t->grid.world, e) != SK_OK) return e->code;
   header(t);
+  sk_placement_report(&t->grid, -1);
   note_start(t, path);
   return SK_OK;
 }

@@ -59,7 +59,7 @@ for n in 1 2; do
   [ $? = 2 ] && grep -q 'Grids that work' log
   ok $? "$n ranks: an impossible grid names the grids that work, exit code 2"
   ranks $n train -i deck.yaml --check --ranks 5
-  [ $? = 2 ] && grep -q 'dp may be 1, 2, 3, 4' log
+  [ $? = 2 ] && grep -q 'so many ranks: 1, 2, 3, 4' log
   ok $? "$n ranks: --check --ranks 5 names the sizes that work"
   rm -rf run
   ranks $n train -i deck.yaml --check && ! [ -e run ]

@@ -6,14 +6,14 @@
 enum { T = 45 };
 
 /* Logits [T, V] of the training form. */
-static float *train_logits(const sk_config *c, sk_engine *g, const int32_t *ids) {
+static float *train_logits(sk_config *c, sk_engine *g, const int32_t *ids) {
   int64_t V = c->model.vocab_size;
   float *logits = sk_malloc((size_t)(T * V) * sizeof *logits);
   int32_t label[T], start[T] = {0};
   for (int t = 0; t < T; t++) label[t] = -1;
   small_engine(g, c, 1, T);
-  sk_engine_micro(g, 1, T, ids, label, start, 0);
-  sk_model_logits(&g->model, &g->ctx, logits, g->model.final.u, T);
+  small_micro(g, 1, T, ids, label, start, 0);
+  sk_model_logits(&g->model, &g->ctx, logits, g->slot[0].final.u, T);
   return logits;
 }
 

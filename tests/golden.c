@@ -77,6 +77,8 @@ static void report(const char *name, const char *what, const worst *w) {
          w->name[0] ? w->name : "(nothing compared)", w->err, w->limit);
 }
 
+static sk_grid one; /* this rank alone */
+
 static void load_params(sk_engine *g) {
   const sk_registry *r = &g->model.reg;
   for (int i = 0; i < r->n; i++) {
@@ -101,7 +103,7 @@ static void compare_logits(sk_engine *g, const char *name, int64_t n, double lim
   const sk_ops *op = g->ctx.op;
   float *got = op->alloc(g->ctx.dev, (size_t)count * sizeof *got), *host = sk_malloc((size_t)count * 4);
   worst w = {0};
-  sk_model_logits(&g->model, &g->ctx, got, g->model.final.u, n);
+  sk_model_logits(&g->model, &g->ctx, got, g->slot[0].final.u, n);
   op->to_host(g->ctx.st, host, got, (size_t)count * sizeof *host);
   compare(&w, "logits", host, want, count, limit);
   report(name, "logits", &w);
@@ -158,11 +160,12 @@ static void run_case(const char *name, sk_config *cfg) {
 
   sk_engine g;
   sk_err e = {0};
-  SK_CHECK(sk_engine_open(&g, cfg, &sk_cpu_ops, MPI_COMM_SELF, true, b, T, T, &e) == SK_OK, "%s: %s", name,
+  cfg->parallel.virtual_stages = 1;
+  cfg->train.global_batch = cfg->train.micro_batch = b;
+  SK_CHECK(sk_engine_open(&g, cfg, &sk_cpu_ops, &sk_comm_mpi, &one, true, b, T, T, &e) == SK_OK, "%s: %s", name,
            e.msg);
   load_params(&g);
-  sk_engine_micro(&g, b, T, in, label, start, 1.0 / (double)counted);
-  sk_model_finish_grads(&g.model, &g.ctx);
+  sk_engine_step(&g, in, label, start, 1.0 / (double)counted);
   compare_logits(&g, name, n, fmax(2e-5, 3 * number_attr("err_logits")));
   tap_close(sk_engine_take_loss(&g) / (double)counted, loss64[0], 2e-5, "%s: loss", name);
   compare_grads(&g, name, fmax(2e-5, 3 * number_attr("err_grads")));
@@ -205,6 +208,7 @@ static int is_h5(const struct dirent *d) {
 
 int main(int argc, char **argv) {
   tap_init(&argc, &argv);
+  sk_grid_create(&one, MPI_COMM_SELF, (const int[SK_NAXES]){1, 1, 1, 1});
   const char *dir = getenv("SAKER_GOLDEN_DIR");
   if (!dir || !dir[0]) dir = "tests/ref";
   struct dirent **list;
@@ -215,5 +219,6 @@ int main(int argc, char **argv) {
     free(list[i]);
   }
   if (n >= 0) free(list);
+  sk_grid_destroy(&one);
   return tap_done();
 }

@@ -17,8 +17,8 @@ static void make_tokens(tokens *k, int64_t vocab) {
 }
 
 static double run(sk_engine *g, const tokens *k, double scale) {
-  sk_engine_micro(g, B, T, k->ids, k->label, k->start, scale);
-  if (scale != 0) sk_model_finish_grads(&g->model, &g->ctx);
+  if (scale != 0) sk_engine_step(g, k->ids, k->label, k->start, scale);
+  else sk_engine_eval(g, B, k->ids, k->label, k->start);
   return sk_engine_take_loss(g);
 }
 
@@ -112,16 +112,16 @@ static void documents(void) {
     start[t] = t < CUT ? 0 : CUT;
     label[t] = t == CUT - 1 || t == T - 1 ? -1 : ids[t + 1];
   }
-  sk_engine_micro(&one, 1, T, ids, label, start, 0.1);
-  sk_engine_micro(&two, 1, CUT, ids, label, from_zero, 0.1);
-  sk_engine_micro(&two, 1, T - CUT, ids + CUT, label + CUT, from_zero, 0.1);
+  small_micro(&one, 1, T, ids, label, start, 0.1);
+  small_micro(&two, 1, CUT, ids, label, from_zero, 0.1);
+  small_micro(&two, 1, T - CUT, ids + CUT, label + CUT, from_zero, 0.1);
   tap_close(sk_engine_take_loss(&one), sk_engine_take_loss(&two), 1e-6, "isolated documents: loss");
   double err = grads_error(&one, &two, &name);
   tap_ok(err <= 2e-5, "isolated documents: gradients, worst %s %.3g", name, err);
   for (int t = 0; t < T; t++) start[t] = 0;
-  sk_engine_micro(&one, 1, T, ids, label, start, 0);
-  sk_engine_micro(&two, 1, CUT, ids, label, from_zero, 0);
-  sk_engine_micro(&two, 1, T - CUT, ids + CUT, label + CUT, from_zero, 0);
+  small_micro(&one, 1, T, ids, label, start, 0);
+  small_micro(&two, 1, CUT, ids, label, from_zero, 0);
+  small_micro(&two, 1, T - CUT, ids + CUT, label + CUT, from_zero, 0);
   double joined = sk_engine_take_loss(&one), apart = sk_engine_take_loss(&two);
   tap_ok(fabs(joined - apart) > 1e-3 * apart, "concatenated documents do see each other");
   sk_engine_close(&one);
@@ -143,7 +143,7 @@ static void accumulation(void) {
   small_engine(&parts, &c, B, T);
   double all = run(&whole, &k, 0.01);
   for (int i = 0; i < B; i++)
-    sk_engine_micro(&parts, 1, T, k.ids + i * T, k.label + i * T, k.start + i * T, 0.01);
+    small_micro(&parts, 1, T, k.ids + i * T, k.label + i * T, k.start + i * T, 0.01);
   tap_close(sk_engine_take_loss(&parts), all, 1e-6, "micro-batches: loss");
   double err = grads_error(&parts, &whole, &name);
   tap_ok(err <= 1e-5, "micro-batches: gradients, worst %s %.3g", name, err);
@@ -163,11 +163,14 @@ static void memory_plan(void) {
   small_config(&c, 3, pattern);
   c.train.micro_batch = B;
   c.data.sequence = T;
-  tap_ok(sk_engine_plan(&c, &sk_cpu_ops, 1, 0, plan, &e) == SK_OK, "memory plan");
+  c.train.global_batch = B;
+  c.parallel.virtual_stages = 1;
+  const int n[SK_NAXES] = {1, 1, 1, 1};
+  tap_ok(sk_engine_plan(&c, &sk_cpu_ops, n, 0, plan, NULL, NULL, 0, &e) == SK_OK, "memory plan");
   make_tokens(&k, c.model.vocab_size);
   small_engine(&g, &c, B, T);
   run(&g, &k, 1);
-  bool same = g.ctx.saved.peak == plan[SK_PART_SAVED] && g.ctx.scratch.peak == plan[SK_PART_SCRATCH];
+  bool same = g.slot[0].saved.peak == plan[SK_PART_SAVED] && g.ctx.scratch.peak == plan[SK_PART_SCRATCH];
   for (int i = 0; i < SK_PART_SAVED; i++) same = same && g.part[i].peak == plan[i];
   tap_ok(same, "a training step uses exactly the planned memory");
   sk_engine_close(&g);
@@ -183,7 +186,10 @@ static void initialisation(void) {
   float whole[40], piece[40];
   small_config(&c, 1, pattern);
   c.model.pad_token_id = 3;
-  tap_ok(sk_model_create(&m, &c, T, &e) == SK_OK, "registry");
+  sk_grid one;
+  sk_grid_pretend(&one, (const int[SK_NAXES]){1, 1, 1, 1}, 0);
+  const sk_chunk all = {0, c.n_layers, true, true};
+  tap_ok(sk_model_create(&m, &c, &one, 1, &all, T, &e) == SK_OK, "registry");
   const sk_param *p = &m.reg.p[sk_param_find(&m.reg, "model.layers.0.mamba.in_proj.weight")];
   sk_param_init(p, 7, 0, 40, whole);
   sk_param_init(p, 7, 0, 15, piece);

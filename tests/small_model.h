@@ -25,11 +25,30 @@ static inline void small_config(sk_config *c, int layers, const char *const *pat
   c->run.seed = 7;
 }
 
-/* Opens a training engine for b x T tokens with initial weights; aborts on failure. */
-static inline void small_engine(sk_engine *g, const sk_config *c, int64_t b, int64_t T) {
+/* Opens a training engine on this rank alone for b x T tokens with initial weights; aborts on failure. The
+ * config is set to one micro-batch per step and must stay. */
+static inline void small_engine(sk_engine *g, sk_config *c, int64_t b, int64_t T) {
+  static sk_grid alone;
   sk_err e = {0};
-  SK_CHECK(sk_engine_open(g, c, &sk_cpu_ops, MPI_COMM_SELF, true, b, T, T, &e) == SK_OK, "%s", e.msg);
+  if (!alone.size) sk_grid_create(&alone, MPI_COMM_SELF, (const int[SK_NAXES]){1, 1, 1, 1});
+  c->parallel.virtual_stages = 1;
+  c->train.global_batch = c->train.micro_batch = b;
+  SK_CHECK(sk_engine_open(g, c, &sk_cpu_ops, &sk_comm_mpi, &alone, true, b, T, T, &e) == SK_OK, "%s", e.msg);
   sk_engine_init(g);
+}
+
+/* One micro-batch of b x T tokens, of any T up to the engine's; gradients (with scale != 0) are added. */
+static inline void small_micro(sk_engine *g, int64_t b, int64_t T, const int32_t *ids, const int32_t *label,
+                               const int32_t *start, double scale) {
+  int64_t longest = g->T;
+  g->T = T;
+  sk_slot *s = &g->slot[0];
+  sk_tokens_here t = sk_engine_tokens(g, b);
+  sk_slot_begin(&g->model, &g->ctx, s, &t, true);
+  sk_engine_load(g, s, b, ids, label, start);
+  sk_chunk_forward(&g->model, &g->ctx, s, scale, g->loss, &g->redo);
+  if (scale != 0) sk_chunk_backward(&g->model, &g->ctx, s, false, &g->redo, NULL, NULL);
+  g->T = longest;
 }
 
 /* n pseudo-random token ids. */
