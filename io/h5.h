@@ -64,7 +64,7 @@ int sk_h5_close_shared(MPI_Comm comm, int64_t file, const char *path, bool writt
  * way, no external or virtual storage, no filters, rank given, storage inside the file. */
 int64_t sk_h5_open_dset(int64_t file, const char *path, const char *name, int rank, sk_err *e);
 
-/* Not collective. Attributes of the root group: fixed-length text (not empty), 64-bit integers. */
+/* Not collective. Attributes of the root group: fixed-length text, 64-bit integers. */
 int sk_h5_text_attr(int64_t file, const char *path, const char *name, const char *value, sk_err *e);
 int sk_h5_int_attr(int64_t file, const char *path, const char *name, int64_t value, sk_err *e);
 

@@ -442,11 +442,17 @@ static void write_file(work *w, const char *tmp, const char *source_text, sk_err
 }
 
 /* Rank 0: the arguments, as given, in one line that fits the attribute. */
+/* The names, cut at a character with "..." when they are long. */
 static char *join(int n, char *const *text) {
-  char *s = sk_calloc(1024, 1);
+  enum { CAP = 1024 };
+  char *s = sk_calloc(CAP, 1);
   for (int i = 0; i < n; i++) {
-    size_t at = strlen(s);
-    snprintf(s + at, 1024 - at, "%s%s", i ? " " : "", text[i]);
+    size_t at = strlen(s), room = CAP - at;
+    if ((size_t)snprintf(s + at, room, "%s%s", i ? " " : "", text[i]) < room) continue;
+    at = CAP - 4;
+    while (at > 0 && ((unsigned char)s[at] & 0xc0) == 0x80) at--; /* not inside a UTF-8 character */
+    memcpy(s + at, "...", 4);
+    break;
   }
   return s;
 }

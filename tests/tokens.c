@@ -83,8 +83,6 @@ static void want_bytes(const void *text, size_t n) {
 
 static void want_text(const char *text) { want_bytes(text, strlen(text)); }
 
-/* ---- building ---- */
-
 static const char lines[] =
     "{\"text\": \"plain\"}\n"
     "\n"
@@ -216,7 +214,7 @@ static void pad(char *text, int64_t *n, int64_t at, bool newline) {
   *n = at;
 }
 
-/* Lines that end at a unit's border, begin at one, lie across one, and fill a whole unit. */
+/* Lines that end at a unit's border, begin at one and just before one, and fill a whole unit. */
 static void make_large(void) {
   char *text = sk_malloc(4 * UNIT);
   int64_t n = 0;
@@ -225,7 +223,7 @@ static void make_large(void) {
   n += sprintf(text + n, "{\"text\": \"ends at the border\"}");
   pad(text, &n, UNIT, true);
   n += sprintf(text + n, "{\"text\": \"begins there\"}\n");
-  pad(text, &n, 2 * UNIT - 9, true);
+  pad(text, &n, 2 * UNIT - 1, true);
   n += sprintf(text + n, "{\"text\": \"across, and all of a unit\",");
   pad(text, &n, 3 * UNIT + 3, false);
   n += sprintf(text + n, "\"x\": 1}\n{\"text\": \"last\"}");
@@ -324,7 +322,7 @@ static void refused_texts(void) {
            {"texts/c.h5", "no.h5", SK_USAGE, "texts/c.h5: an HDF5 file"},
            {"texts/c.txt.GZ", "no.h5", SK_USAGE, "texts/c.txt.GZ: compressed"},
            {"pipe", "no.h5", SK_FAILED, "pipe: neither a file nor a folder"},
-           {"none.txt", "no.h5", SK_FAILED, "no text found"},
+           {"none.txt", "no.h5", SK_FAILED, "no text found in what was given"},
            {"texts/nothing.jsonl", "no.h5", SK_FAILED, "no text found"},
            {"one.txt", "nowhere/no.h5", SK_FAILED, "nowhere/no.h5"},
            {"one.txt", "one.txt/no.h5", SK_FAILED, "one.txt/no.h5"},
@@ -360,8 +358,6 @@ static void full_disk(void) {
     tap_ok(ok, "no space on %s rank", i ? "the last" : "the first");
   }
 }
-
-/* ---- reading ---- */
 
 static void reading(void) {
   sk_tokens *t = NULL;
@@ -440,6 +436,10 @@ static void damaged_files(void) {
   tap_ok(refused("missing.h5", "No such file"), "no file");
   tap_ok(refused("texts", "not a regular file"), "a folder");
   tap_ok(refused("pipe", "not a regular file"), "a pipe");
+  if (tap_size == 1) return;
+  if (tap_rank == tap_size - 1) SK_CHECK(chdir("texts") == 0, "no texts");
+  tap_ok(refused("lines.h5", "No such file"), "a file that one rank does not see");
+  if (tap_rank == tap_size - 1) SK_CHECK(chdir("..") == 0, "no way back");
 }
 
 enum { NONE, INT, TEXT, REAL, LONG }; /* nothing, integer, text, float, text of variable length */
