@@ -4,6 +4,7 @@ noinst_PROGRAMS += tests/golden.1
 check_PROGRAMS += \
   tests/ckpt.1 tests/ckpt.2 tests/ckpt.3 \
   tests/comm.1 tests/comm.2 tests/comm.3 tests/comm.4 \
+  tests/comm_count.8 \
   tests/config.1 tests/config.2 \
   tests/data.1 tests/data.2 \
   tests/generate.1 \
@@ -24,6 +25,7 @@ tests_comm_1_SOURCES = tests/comm.c tests/tap.h
 tests_comm_2_SOURCES = $(tests_comm_1_SOURCES)
 tests_comm_3_SOURCES = $(tests_comm_1_SOURCES)
 tests_comm_4_SOURCES = $(tests_comm_1_SOURCES)
+tests_comm_count_8_SOURCES = tests/comm_count.c tests/on_grid.h tests/small_model.h tests/tap.h
 tests_config_1_SOURCES = tests/config.c tests/tap.h
 tests_config_2_SOURCES = $(tests_config_1_SOURCES)
 tests_data_1_SOURCES = tests/data.c tests/tap.h
