@@ -9,6 +9,7 @@ check_PROGRAMS += \
   tests/data.1 tests/data.2 \
   tests/generate.1 \
   tests/grid.1 tests/grid.4 tests/grid.8 \
+  tests/layout.1 \
   tests/model.1 \
   tests/ops.1 \
   tests/ops_mamba.1 \
@@ -35,6 +36,7 @@ tests_golden_1_SOURCES = tests/golden.c tests/tap.h
 tests_grid_1_SOURCES = tests/grid.c tests/tap.h
 tests_grid_4_SOURCES = $(tests_grid_1_SOURCES)
 tests_grid_8_SOURCES = $(tests_grid_1_SOURCES)
+tests_layout_1_SOURCES = tests/layout.c tests/small_model.h tests/tap.h
 tests_model_1_SOURCES = tests/model.c tests/small_model.h tests/tap.h
 tests_ops_1_SOURCES = tests/ops.c tests/ops_check.h tests/ref_ops.c tests/ref_ops.h tests/tap.h
 tests_ops_mamba_1_SOURCES = tests/ops_mamba.c tests/ops_check.h tests/ref_mamba.c tests/ref_mamba.h \
