@@ -336,6 +336,13 @@ static void cuts(void) {
     ok = best_cut(&c, 1 + (int)(sk_rand(k, 88) % (uint64_t)c.n_layers)) && ok;
   }
   tap_ok(ok, "200 models of uneven layers: the best of all cuts each time");
+  c.n_layers = 3;
+  c.model.vocab_size = 8;
+  for (int i = 0; i < 3; i++) {
+    c.layer[i] = (sk_layer_cfg){.mixer = '*', .mlp = true, .m = c.model};
+    c.layer[i].m.intermediate_size = i == 0 ? 4000 : i == 1 ? 8 : 3997;
+  }
+  tap_ok(best_cut(&c, 2), "a tie but for one part in ten thousand");
   sk_free(c.layer);
 }
 

@@ -13,6 +13,7 @@ check_PROGRAMS += \
   tests/model.1 \
   tests/ops.1 \
   tests/ops_mamba.1 \
+  tests/plan.8 \
   tests/reshard.8 \
   tests/rundir.1 tests/rundir.2 \
   tests/schedule.1 \
@@ -41,6 +42,7 @@ tests_model_1_SOURCES = tests/model.c tests/small_model.h tests/tap.h
 tests_ops_1_SOURCES = tests/ops.c tests/ops_check.h tests/ref_ops.c tests/ref_ops.h tests/tap.h
 tests_ops_mamba_1_SOURCES = tests/ops_mamba.c tests/ops_check.h tests/ref_mamba.c tests/ref_mamba.h \
   tests/tap.h
+tests_plan_8_SOURCES = tests/plan.c tests/on_grid.h tests/small_model.h tests/tap.h
 tests_reshard_8_SOURCES = tests/reshard.c tests/on_grid.h tests/small_model.h tests/tap.h
 tests_rundir_1_SOURCES = tests/rundir.c tests/tap.h
 tests_rundir_2_SOURCES = $(tests_rundir_1_SOURCES)
