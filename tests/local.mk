@@ -54,8 +54,8 @@ tests_tokens_1_SOURCES = tests/tokens.c tests/tap.h
 tests_tokens_2_SOURCES = $(tests_tokens_1_SOURCES)
 tests_tokens_4_SOURCES = $(tests_tokens_1_SOURCES)
 
-dist_check_SCRIPTS = tests/cli.sh tests/layering.sh tests/regrid.sh tests/slurm.sh tests/train.sh \
-  tests/trouble.sh
+dist_check_SCRIPTS = tests/cli.sh tests/layering.sh tests/regrid.sh tests/slurm.sh tests/slurm2.sh \
+  tests/train.sh tests/trouble.sh
 TESTS += tests/golden.1 $(check_PROGRAMS) $(dist_check_SCRIPTS)
 EXTRA_DIST += tests/count.sh tests/mini-slurm.sh tests/mpirun.sh tests/quickstart.sh \
   tests/ref tests/tap.sh
@@ -71,12 +71,14 @@ AM_TESTS_ENVIRONMENT = \
   SAKER_SRCDIR='$(abs_srcdir)'; export SAKER_SRCDIR; \
   SAKER_BUILDDIR='$(abs_builddir)'; export SAKER_BUILDDIR; \
   MPIRUN='$(MPIRUN)'; export MPIRUN;
-tests/cli.log tests/regrid.log tests/slurm.log tests/train.log tests/trouble.log: saker$(EXEEXT)
+tests/cli.log tests/regrid.log tests/slurm.log tests/slurm2.log tests/train.log tests/trouble.log: saker$(EXEEXT)
+# One Slurm at a time.
+tests/slurm2.log: tests/slurm.log
 
 # `make check-counts` after `make check`: one line over all tests; a missing result is a failure.
 check-counts:
 	@bash $(srcdir)/tests/count.sh $(TEST_LOGS:.log=.trs)
-# The batch system's test alone; here a missing Slurm is a failure.
+# The batch system's tests alone; here a missing Slurm is a failure.
 check-slurm:
-	SAKER_NEED_SLURM=1 $(MAKE) $(AM_MAKEFLAGS) check TESTS=tests/slurm.sh
+	SAKER_NEED_SLURM=1 $(MAKE) $(AM_MAKEFLAGS) check TESTS='tests/slurm.sh tests/slurm2.sh'
 .PHONY: check-counts check-slurm

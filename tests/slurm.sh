@@ -5,30 +5,8 @@
 set -u
 # shellcheck source=tests/tap.sh
 . "${SAKER_SRCDIR:?run me by make check-slurm}/tests/tap.sh"
-here=$SAKER_SRCDIR/tests
-
-give_up() { # give_up WHY: this machine cannot
-  if [ -n "${SAKER_NEED_SLURM:-}" ]; then ok 1 "$1"; else skip "$1"; fi
-  finish
-}
-must() { # must STATUS DESCRIPTION: without this the rest makes no sense
-  ok "$1" "$2"
-  [ "$1" != 0 ] || return
-  for file in log job.out; do [ ! -e $file ] || say_log $file; done
-  finish
-}
-
-for tool in sbatch slurmctld slurmd munged; do
-  command -v $tool >/dev/null || give_up "$tool is not installed (Debian: slurm-wlm, munge)"
-done
-[ "$(env -u OMP_NUM_THREADS nproc)" -ge 2 ] || give_up "two cores are needed"
-[ "$(id -u)" = 0 ] || getent hosts "$(hostname -s)" >/dev/null ||
-  give_up "the host name does not resolve"
-
 dir=$(mktemp -d)
-trap '"$here/mini-slurm.sh" stop "$dir/slurm"; sleep 1; rm -rf "$dir"' EXIT
-"$here/mini-slurm.sh" start "$dir/slurm" || give_up "a private Slurm does not start on this machine"
-export SLURM_CONF=$dir/slurm/slurm.conf
+start_slurm "$dir" 1
 cd "$dir" || exit 1
 
 # A model of a few thousand parameters, slow enough (many steps) to be caught in the act.

@@ -80,3 +80,28 @@ grid_deck() {
     s/pad_token_id: null/tie_word_embeddings: true, pad_token_id: null/; s/kind: cosine/kind: constant/' deck.yaml &&
     grep -q 'num_hidden_layers: 4, num_attention_heads: 4' deck.yaml && grep -q tie_word deck.yaml && grep -q constant deck.yaml
 }
+
+# The tests in a private Slurm. give_up WHY: this machine cannot, which is a failure where SAKER_NEED_SLURM=1 asks.
+give_up() {
+  if [ -n "${SAKER_NEED_SLURM:-}" ]; then ok 1 "$1"; else skip "$1"; fi
+  finish
+}
+must() { # must STATUS DESCRIPTION: without this the rest makes no sense
+  ok "$1" "$2"
+  [ "$1" != 0 ] || return
+  for file in log job.out; do [ ! -e $file ] || say_log $file; done
+  finish
+}
+# start_slurm FOLDER NODES: in FOLDER/slurm; stopped and FOLDER removed at the end of the test.
+start_slurm() {
+  local tool
+  slurm_folder=$1
+  for tool in sbatch slurmctld slurmd munged; do
+    command -v $tool >/dev/null || give_up "$tool is not installed (Debian: slurm-wlm, munge)"
+  done
+  [ "$(env -u OMP_NUM_THREADS nproc)" -ge 2 ] || give_up "two cores are needed"
+  [ "$(id -u)" = 0 ] || getent hosts "$(hostname -s)" >/dev/null || give_up "the host name does not resolve"
+  trap '"$SAKER_SRCDIR/tests/mini-slurm.sh" stop "$slurm_folder/slurm"; sleep 1; rm -rf "$slurm_folder"' EXIT
+  "$SAKER_SRCDIR/tests/mini-slurm.sh" start "$1/slurm" "$2" || give_up "a private Slurm does not start on this machine"
+  export SLURM_CONF=$1/slurm/slurm.conf
+}
