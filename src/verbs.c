@@ -5,6 +5,7 @@
 #include "io/ckpt.h"
 #include "io/deck.h"
 #include "io/tokens.h"
+#include "src/bench.h"
 #include "src/generate.h"
 #include "src/stop.h"
 #include "src/train.h"
@@ -181,6 +182,18 @@ const sk_verb sk_verbs[] = {
      "  --temperature T     0: the likeliest token always (0.8)\n"
      "  --seed S            another seed, another text (1)\n",
      run_generate},
+    {"bench", "bench ops|step -i DECK [options] | bench comm|io [options]", "measure ops, steps, exchanges, files",
+     "  ops                 every op at the shapes of the deck's first layer, beside the machine's ceilings\n"
+     "  step                whole training steps on random tokens; on any grid (mpirun -np N)\n"
+     "  comm                each exchange between ranks by size\n"
+     "  io                  parallel HDF5\n"
+     "  -i DECK             model, batch, sequence and grid; no data is read (input/bench.yaml)\n"
+     "  --set key=value     override a key of the deck; repeatable\n"
+     "  --repeat N          measurements, of which the median counts (comm, io: the best) (7)\n"
+     "  --warmup N          unmeasured calls before (2)\n"
+     "  --folder DIR        io: where the file goes (.)\n"
+     "  --json FILE         the results as a list of objects; -: to the screen\n",
+     sk_bench_run},
     {"verify", "verify CHECKPOINT_DIR", "check every checksum of a checkpoint", "", run_verify},
     {0},
 };

@@ -30,6 +30,21 @@ ok $? "data info"
 sed 's/^train: {/train: {stps: 3, /; s/lr: 3.0e-3/lr: fast/; s/sequence: 64/sequence: -4/; s/kind: cosine/kind: cosin/; s/hidden_size: 24/hidden_size: 24, hiden_size: 3/' \
   deck.yaml >wrong.yaml
 for n in 1 2; do
+  # --- bench: a list of objects with the fields that its readers count on ---
+  ranks $n bench step -i deck.yaml --repeat 1 --warmup 0 --json step.json
+  [ $? = 0 ] && [ "$(grep -Ec '"(bench|device|ranks|commit|command|model|tokens_per_s|step_ms|model_tflops|peak_gib)":' step.json)" = 10 ]
+  ok $? "$n ranks: bench step --json" || say_log log
+  if [ $n = 1 ]; then
+    ranks 1 bench ops -i deck.yaml --repeat 1 --warmup 0 --json ops.json
+    [ $? = 0 ] && [ "$(grep -c '"pct_ceiling":' ops.json)" -ge 25 ]
+  else
+    ranks $n bench comm --repeat 1 --warmup 0 --json comm.json && ranks $n bench io --repeat 1 --json io.json
+    [ $? = 0 ] && [ "$(grep -c '"gbps":' comm.json)" = 32 ] && [ "$(grep -c '"gbps":' io.json)" = 2 ] && ! [ -e saker-bench.h5 ]
+  fi
+  ok $? "$n ranks: bench ops, comm and io --json" || say_log log
+  ranks $n bench stop
+  [ $? = 2 ] && grep -q 'give ops, step, comm or io' log
+  ok $? "$n ranks: an unknown bench"
   # --- usage ---
   ranks $n train
   [ $? = 2 ] && grep -q -e '-i DECK' log
