@@ -2,13 +2,14 @@
 #define _GNU_SOURCE
 #endif
 #include "src/bench.h"
-#include "commit.h"
+
 #include <getopt.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include <commit.h> // made by make
 
 typedef struct options {
   const char *what, *deck, *json, *folder;
