@@ -4,13 +4,17 @@ noinst_PROGRAMS += tests/golden.1
 check_PROGRAMS += \
   tests/ckpt.1 tests/ckpt.2 tests/ckpt.3 \
   tests/comm.1 tests/comm.2 tests/comm.3 tests/comm.4 \
+  tests/comm_count.8 \
   tests/config.1 tests/config.2 \
   tests/data.1 tests/data.2 \
   tests/generate.1 \
   tests/grid.1 tests/grid.4 tests/grid.8 \
+  tests/layout.1 \
   tests/model.1 \
   tests/ops.1 \
   tests/ops_mamba.1 \
+  tests/plan.8 \
+  tests/reshard.8 \
   tests/rundir.1 tests/rundir.2 \
   tests/schedule.1 \
   tests/ssd.1 \
@@ -23,6 +27,7 @@ tests_comm_1_SOURCES = tests/comm.c tests/tap.h
 tests_comm_2_SOURCES = $(tests_comm_1_SOURCES)
 tests_comm_3_SOURCES = $(tests_comm_1_SOURCES)
 tests_comm_4_SOURCES = $(tests_comm_1_SOURCES)
+tests_comm_count_8_SOURCES = tests/comm_count.c tests/on_grid.h tests/small_model.h tests/tap.h
 tests_config_1_SOURCES = tests/config.c tests/tap.h
 tests_config_2_SOURCES = $(tests_config_1_SOURCES)
 tests_data_1_SOURCES = tests/data.c tests/tap.h
@@ -32,10 +37,13 @@ tests_golden_1_SOURCES = tests/golden.c tests/tap.h
 tests_grid_1_SOURCES = tests/grid.c tests/tap.h
 tests_grid_4_SOURCES = $(tests_grid_1_SOURCES)
 tests_grid_8_SOURCES = $(tests_grid_1_SOURCES)
+tests_layout_1_SOURCES = tests/layout.c tests/small_model.h tests/tap.h
 tests_model_1_SOURCES = tests/model.c tests/small_model.h tests/tap.h
 tests_ops_1_SOURCES = tests/ops.c tests/ops_check.h tests/ref_ops.c tests/ref_ops.h tests/tap.h
 tests_ops_mamba_1_SOURCES = tests/ops_mamba.c tests/ops_check.h tests/ref_mamba.c tests/ref_mamba.h \
   tests/tap.h
+tests_plan_8_SOURCES = tests/plan.c tests/on_grid.h tests/small_model.h tests/tap.h
+tests_reshard_8_SOURCES = tests/reshard.c tests/on_grid.h tests/small_model.h tests/tap.h
 tests_rundir_1_SOURCES = tests/rundir.c tests/tap.h
 tests_rundir_2_SOURCES = $(tests_rundir_1_SOURCES)
 tests_schedule_1_SOURCES = tests/schedule.c tests/schedule_sim.h tests/tap.h

@@ -2,6 +2,7 @@
 #ifndef SK_SMALL_MODEL_H
 #define SK_SMALL_MODEL_H
 #include "src/engine.h"
+#include <math.h>
 #include <string.h>
 
 /* A deck-free configuration of `layers` layers, each with the sub-layers of its entry in `pattern`
