@@ -2,7 +2,6 @@
 #define _GNU_SOURCE
 #endif
 #include "src/bench.h"
-
 #include <getopt.h>
 #include <math.h>
 #include <stdio.h>
