@@ -9,6 +9,13 @@ static int64_t windows(const sk_train *t) {
   return want > 0 && want < all ? want : all;
 }
 
+/* One rank's error becomes that of all ranks that work on the same sequences (all of the same dp coordinate),
+ * before they wait for each other in the layers. */
+static int agree_here(const sk_grid *g, sk_err *e) {
+  sk_agree(g->model, e);
+  return sk_agree(g->line[SK_CP], e);
+}
+
 /* Sums the loss over the windows of this rank's copy of the model; returns the counted tokens. Loss and count are
  * of one rank in each copy and cp rank, 0 on the others. */
 static int64_t sum_loss(sk_train *t, double *sum, sk_err *e) {
@@ -21,7 +28,7 @@ static int64_t sum_loss(sk_train *t, double *sum, sk_err *e) {
     int64_t m = n - k < b ? n - k : b;
     for (int64_t i = 0; i < m && !e->code; i++)
       sk_data_sample(t->valid, first + k + i, ids + i * T, label + i * T, start + i * T, e);
-    if (e->code) break;
+    if (agree_here(g, e) != SK_OK) break;
     for (int64_t i = 0; i < m * T; i++) counted += label[i] >= 0;
     sk_engine_eval(&t->engine, m, ids, label, start);
   }

@@ -11,6 +11,7 @@ check_PROGRAMS += \
   tests/grid.1 tests/grid.4 tests/grid.8 \
   tests/layout.1 \
   tests/model.1 \
+  tests/nan.8 \
   tests/ops.1 \
   tests/ops_mamba.1 \
   tests/plan.8 \
@@ -39,6 +40,7 @@ tests_grid_4_SOURCES = $(tests_grid_1_SOURCES)
 tests_grid_8_SOURCES = $(tests_grid_1_SOURCES)
 tests_layout_1_SOURCES = tests/layout.c tests/small_model.h tests/tap.h
 tests_model_1_SOURCES = tests/model.c tests/small_model.h tests/tap.h
+tests_nan_8_SOURCES = tests/nan.c tests/on_grid.h tests/small_model.h tests/tap.h
 tests_ops_1_SOURCES = tests/ops.c tests/ops_check.h tests/ref_ops.c tests/ref_ops.h tests/tap.h
 tests_ops_mamba_1_SOURCES = tests/ops_mamba.c tests/ops_check.h tests/ref_mamba.c tests/ref_mamba.h \
   tests/tap.h
@@ -52,7 +54,8 @@ tests_tokens_1_SOURCES = tests/tokens.c tests/tap.h
 tests_tokens_2_SOURCES = $(tests_tokens_1_SOURCES)
 tests_tokens_4_SOURCES = $(tests_tokens_1_SOURCES)
 
-dist_check_SCRIPTS = tests/cli.sh tests/layering.sh tests/slurm.sh tests/train.sh
+dist_check_SCRIPTS = tests/cli.sh tests/layering.sh tests/regrid.sh tests/slurm.sh tests/train.sh \
+  tests/trouble.sh
 TESTS += tests/golden.1 $(check_PROGRAMS) $(dist_check_SCRIPTS)
 EXTRA_DIST += tests/count.sh tests/mini-slurm.sh tests/mpirun.sh tests/quickstart.sh \
   tests/ref tests/tap.sh
@@ -68,7 +71,7 @@ AM_TESTS_ENVIRONMENT = \
   SAKER_SRCDIR='$(abs_srcdir)'; export SAKER_SRCDIR; \
   SAKER_BUILDDIR='$(abs_builddir)'; export SAKER_BUILDDIR; \
   MPIRUN='$(MPIRUN)'; export MPIRUN;
-tests/cli.log tests/train.log tests/slurm.log: saker$(EXEEXT)
+tests/cli.log tests/regrid.log tests/slurm.log tests/train.log tests/trouble.log: saker$(EXEEXT)
 
 # `make check-counts` after `make check`: one line over all tests; a missing result is a failure.
 check-counts:

@@ -73,3 +73,10 @@ optimizer: {lr: 3.0e-3, clip: 1.0, schedule: {kind: cosine, warmup: 4, min_lr: 3
 checkpoint: {every: 10, keep: 3}
 EOF
 }
+
+# After small_run: four layers, heads for tp 4, a tied matrix, a learning rate that does not depend on train.steps.
+grid_deck() {
+  sed -i 's/num_hidden_layers: 2/num_hidden_layers: 4/; s/num_attention_heads: 2/num_attention_heads: 4/
+    s/pad_token_id: null/tie_word_embeddings: true, pad_token_id: null/; s/kind: cosine/kind: constant/' deck.yaml &&
+    grep -q 'num_hidden_layers: 4, num_attention_heads: 4' deck.yaml && grep -q tie_word deck.yaml && grep -q constant deck.yaml
+}
