@@ -81,10 +81,10 @@ static bool read_metrics(const sk_run_dir *r, curves *c) {
 
 /* ---- writing what gnuplot reads ---- */
 
-/* An exponential mean over about a thirtieth of the run to both sides, so that it does not lag behind. */
+/* An exponential mean over about a sixtieth of the run to both sides, so that it does not lag behind. */
 static double *smooth(const curve *c) {
   double *mean = sk_calloc((size_t)c->n, sizeof *mean), *weight = sk_calloc((size_t)c->n, sizeof *weight);
-  double span = fmin(200, fmax(1, (double)c->n / 30)), keep = 1 - 1 / span, sum = 0, all = 0;
+  double span = fmin(100, fmax(1, (double)c->n / 60)), keep = 1 - 1 / span, sum = 0, all = 0;
   for (int64_t i = 0; i < c->n; i++) {
     mean[i] = sum = keep * sum + c->at[i].y;
     weight[i] = all = keep * all + 1;
