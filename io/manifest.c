@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const char own_key[] = "\"manifest_xxh3_128\": \"";
 static const char zeros[] = "00000000000000000000000000000000";
@@ -225,12 +226,25 @@ static bool get_all(const json_t *o, sk_manifest *m) {
   return m->n_file > 0;
 }
 
+/* Fails when dir cannot be a checkpoint, and says what it is. */
+static int is_checkpoint(const char *dir, const char *manifest, sk_err *e) {
+  char *steps = sk_strf("%s/checkpoints", dir);
+  if (access(dir, F_OK) != 0)
+    sk_fs_fail(e, dir, "opened", errno);
+  else if (access(manifest, F_OK) != 0 && access(steps, F_OK) == 0)
+    sk_fail(e, SK_FAILED, "%s: a run folder; give one of its checkpoints, %s/step-N", dir, steps);
+  else if (access(manifest, F_OK) != 0)
+    sk_fail(e, SK_FAILED, "%s: missing, so this is no whole checkpoint", manifest);
+  sk_free(steps);
+  return e->code;
+}
+
 int sk_manifest_read(const char *dir, sk_manifest *m, sk_err *e) {
   char *path = sk_strf("%s/manifest.json", dir);
   size_t n;
   json_error_t why;
   memset(m, 0, sizeof *m);
-  char *text = load_text(path, &n, e);
+  char *text = is_checkpoint(dir, path, e) == SK_OK ? load_text(path, &n, e) : NULL;
   if (text) {
     json_t *o = json_loadb(text, n, JSON_REJECT_DUPLICATES, &why);
     const char *format = json_string_value(json_object_get(o, "format"));

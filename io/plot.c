@@ -81,17 +81,32 @@ static bool read_metrics(const sk_run_dir *r, curves *c) {
 
 /* ---- writing what gnuplot reads ---- */
 
-/* Columns: step, loss, smoothed loss, learning rate. Smoothing: an exponential mean over about a
- * thirtieth of the run, without the bias of its start. */
+/* An exponential mean over about a sixtieth of the run to both sides, so that it does not lag behind. */
+static double *smooth(const curve *c) {
+  double *mean = sk_calloc((size_t)c->n, sizeof *mean), *weight = sk_calloc((size_t)c->n, sizeof *weight);
+  double span = fmin(100, fmax(1, (double)c->n / 60)), keep = 1 - 1 / span, sum = 0, all = 0;
+  for (int64_t i = 0; i < c->n; i++) {
+    mean[i] = sum = keep * sum + c->at[i].y;
+    weight[i] = all = keep * all + 1;
+  }
+  sum = all = 0; /* of the points behind i */
+  for (int64_t i = c->n - 1; i >= 0; i--) {
+    mean[i] = (mean[i] + sum) / (weight[i] + all);
+    sum = keep * (sum + c->at[i].y);
+    all = keep * (all + 1);
+  }
+  sk_free(weight);
+  return mean;
+}
+
+/* Columns: step, loss, smoothed loss, learning rate. */
 static bool write_train(const char *path, const curve *c) {
   FILE *f = fopen(path, "w");
   if (!f) return false;
-  double span = fmin(200, fmax(1, (double)c->n / 30)), keep = 1 - 1 / span, sum = 0, weight = 0;
-  for (int64_t i = 0; i < c->n; i++) {
-    sum = keep * sum + c->at[i].y;
-    weight = keep * weight + 1;
-    fprintf(f, "%lld %.9g %.9g %.9g\n", (long long)c->at[i].step, c->at[i].y, sum / weight, c->at[i].lr);
-  }
+  double *mean = smooth(c);
+  for (int64_t i = 0; i < c->n; i++)
+    fprintf(f, "%lld %.9g %.9g %.9g\n", (long long)c->at[i].step, c->at[i].y, mean[i], c->at[i].lr);
+  sk_free(mean);
   return fclose(f) == 0;
 }
 

@@ -213,13 +213,14 @@ void sk_run_status(sk_run_dir *r, const char *state, int64_t step, int64_t steps
                         (json_int_t)step, "steps", (json_int_t)steps, "checkpoint", safe_string(checkpoint),
                         "message", safe_string(message), "time", now, "host", sk_host(), "pid",
                         (int)getpid(), "job", job_id());
-  char *text = o ? json_dumps(o, JSON_INDENT(1)) : NULL;
+  char *json = o ? json_dumps(o, JSON_INDENT(1)) : NULL, *text = json ? sk_strf("%s\n", json) : NULL;
   char *path = sk_strf("%s/status.json", r->path);
   sk_err e = {0};
   // The running state is written often and synced to disk by the system in its own time.
   if (text && sk_fs_write(path, text, strlen(text), strcmp(state, "running") != 0, &e) != SK_OK)
     sk_warn("%s", e.msg);
   sk_free(path);
-  free(text);
+  sk_free(text);
+  free(json);
   json_decref(o);
 }

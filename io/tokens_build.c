@@ -441,8 +441,7 @@ static void write_file(work *w, const char *tmp, const char *source_text, sk_err
   sk_h5_close_shared(w->comm, o.file, tmp, true, e);
 }
 
-/* Rank 0: the arguments, as given, in one line that fits the attribute. */
-/* The names, cut at a character with "..." when they are long. */
+/* The arguments as given, in one line that fits the attribute; cut between characters when they are long. */
 static char *join(int n, char *const *text) {
   enum { CAP = 1024 };
   char *s = sk_calloc(CAP, 1);

@@ -24,6 +24,24 @@ if [ "$(id -u)" = 0 ]; then                             # in a container one is 
   export PRTE_ALLOW_RUN_AS_ROOT=1 PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1   # the same for Open MPI 5
 fi
 
-# exec: a signal to this script reaches mpirun, which passes USR1 on to all ranks (graceful stop).
+# A training stops in good order by USR1, which mpirun passes on to all ranks. After a Ctrl-C mpirun would
+# give them a second only and return 1, so it runs in a process group of its own and this script
+# turns the first INT or TERM into USR1; the second one ends it at once.
+soft=INT                                # other verbs have nothing to save
+[ "${1:-}" != train ] || soft=USR1
+set -m                                  # job control: a group for each background job
 # shellcheck disable=SC2086 # MPIRUN may carry options
-exec $mpirun -np "$ranks" "$saker" "$@"
+$mpirun -np "$ranks" "$saker" "$@" </dev/null &
+job=$!
+set +m
+# shellcheck disable=SC2317 # the trap calls it
+stop() { kill -"$soft" "$job" 2>/dev/null || true; soft=TERM; }
+trap stop INT TERM                      # Ctrl-C; kill
+trap 'kill -USR1 $job 2>/dev/null || true' USR1
+code=0
+wait $job || code=$?
+while kill -0 $job 2>/dev/null; do      # a trapped signal ends wait early
+  wait $job || code=$?
+done
+wait $job 2>/dev/null && code=0 || code=$?     # bash keeps the exit code
+exit $code

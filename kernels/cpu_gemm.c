@@ -56,6 +56,30 @@ static void one_row(int64_t n, int64_t k, float alpha, const float *a, const flo
   }
 }
 
+// C[m,n] = alpha * A[m,k] B[n,k]^T + beta * C with sums in double: a small linear layer going forward. At
+// this size time is no matter, while rounding is: a gated norm whose input is near zero enlarges it a
+// hundred times, and the references of toy models (tests/golden.c) are to show mistakes, not noise.
+enum { SMALL_WORK = 1 << 21 }; // multiplications; below a millisecond
+
+static void small_product(int64_t m, int64_t n, int64_t k, double alpha, const float *A, int64_t lda,
+                          const float *B, int64_t ldb, double beta, float *C, int64_t ldc) {
+#pragma omp parallel for schedule(static) if (m * n * k > 1 << 15)
+  for (int64_t i = 0; i < m; i++) {
+    const float *restrict a = A + i * lda;
+    for (int64_t j = 0; j < n; j++) {
+      const float *restrict b = B + j * ldb;
+      double sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t l = 0; l < k; l++) sum += (double)a[l] * (double)b[l];
+      C[i * ldc + j] = (float)(alpha * sum + (beta == 0 ? 0 : beta * (double)C[i * ldc + j]));
+    }
+  }
+}
+
+static bool small(int64_t m, int64_t n, int64_t k) {
+  return m <= SMALL_WORK && n <= SMALL_WORK / m && k <= SMALL_WORK / (m * n);
+}
+
 void sk_cpu_gemm(sk_stream *s, bool ta, bool tb, int64_t m, int64_t n, int64_t k, double alpha,
                  const void *A, int64_t lda, const void *B, int64_t ldb, double beta, void *C,
                  int64_t ldc, sk_dtype ct) {
@@ -64,6 +88,10 @@ void sk_cpu_gemm(sk_stream *s, bool ta, bool tb, int64_t m, int64_t n, int64_t k
   if (m == 0 || n == 0) return;
   if (m == 1 && tb && (!ta || lda == 1)) {
     one_row(n, k, (float)alpha, A, B, ldb, (float)beta, C);
+    return;
+  }
+  if (!ta && tb && small(m, n, k)) {
+    small_product(m, n, k, alpha, A, lda, B, ldb, beta, C, ldc);
     return;
   }
   SK_CHECK(m <= INT_MAX && n <= INT_MAX && k <= INT_MAX && lda <= INT_MAX && ldb <= INT_MAX &&

@@ -123,6 +123,8 @@ static void take_set(sk_reader *r, const char *set, const char *folder) {
   sk_mark m = {d->where, NULL, 0, 0};
   if (!eq) {
     sk_mistake(&r->bad, &m, "\"=VALUE\" is missing");
+  } else if (!path[0]) {
+    sk_mistake(&r->bad, &m, "the key before \"=\" is missing");
   } else if (r->bad.n == before) {
     size_t n = strlen(path);
     for (int i = 0; i < sk_n_keys && sk_key_is_section(path); i++)

@@ -47,9 +47,14 @@ static void read_list(sk_reader *r, const char *path, size_t size, bool required
     sk_mistake(&r->bad, &top, "%s must be given: %s", path, sk_keys[sk_key_find(path)].help);
     return;
   }
-  if (list->kind != SK_NODE_LIST || list->n > MOST_ENTRIES) {
-    sk_mistake(&r->bad, &top, "%s: a list of at most %d entries is expected, not %s", path,
-               MOST_ENTRIES, list->kind == SK_NODE_LIST ? "more" : sk_node_what(list));
+  if (list->kind != SK_NODE_LIST) {
+    const char *form = strchr(sk_keys[sk_key_find(path)].help, '[');
+    sk_mistake(&r->bad, &top, "%s: a list%s%s is expected, not %s", path, form ? " as " : "", form ? form : "",
+               sk_node_what(list));
+    return;
+  }
+  if (list->n > MOST_ENTRIES) {
+    sk_mistake(&r->bad, &top, "%s: a list of at most %d entries is expected", path, MOST_ENTRIES);
     return;
   }
   char *all = sk_calloc((size_t)list->n, size);

@@ -76,8 +76,8 @@ static bool real(const char *s, double *v) {
   }
   if (strspn(t, "0123456789.eE+-") != strlen(t) || !strpbrk(t, "0123456789")) return false;
   char *end;
-  *v = strtod(s, &end);
-  return !*end && isfinite(*v);
+  *v = strtod(s, &end); // infinite where double's range ends
+  return !*end;
 }
 
 /* ---- ranges ---- */
@@ -100,13 +100,22 @@ static bool inside(const interval *r, double x) {
   return (r->open == '[' ? x >= r->lo : x > r->lo) && (r->close == ']' ? x <= r->hi : x < r->hi);
 }
 
+// "from 1 to 65536", "at least 0 and below 1", "above 0", "at least 0 and finite"
 static void out_of_range(const sk_key *k, const sk_node *n, sk_mistakes *bad) {
   interval r = range_of(k->range);
   char lo[60] = "", hi[60] = "";
-  if (isfinite(r.lo)) snprintf(lo, sizeof lo, "%s %.15g", r.open == '[' ? "at least" : "above", r.lo);
-  if (k->type == SK_KEY_INT && isinf(r.hi)) r.hi = (double)INT64_MAX, r.close = ')';
-  if (isfinite(r.hi)) snprintf(hi, sizeof hi, "%s %.15g", r.close == ']' ? "at most" : "below", r.hi);
-  if (!lo[0] && !hi[0]) snprintf(lo, sizeof lo, "finite");
+  bool below = isfinite(r.lo), above = isfinite(r.hi), whole = r.open == '[' && r.close == ']';
+  bool endless = strstr(n->text, "inf") || isinf(strtod(n->text, NULL)); // as 1e400 is
+  if (below && above && whole)
+    snprintf(lo, sizeof lo, "from %.15g to %.15g", r.lo, r.hi);
+  else if (below)
+    snprintf(lo, sizeof lo, "%s %.15g", r.open == '[' ? "at least" : "above", r.lo);
+  if (above && !(below && whole))
+    snprintf(hi, sizeof hi, "%s %.15g", r.close == ']' ? "at most" : "below", r.hi);
+  else if (!above && k->type == SK_KEY_INT && n->text[0] != '-' && strlen(n->text) > 18)
+    snprintf(hi, sizeof hi, "less than 2^63");
+  else if (!above && (endless || !below))
+    snprintf(hi, sizeof hi, "finite");
   sk_mistake(bad, &n->mark, "%s: %.60s is out of range: it must be %s%s%s", k->path, n->text, lo,
              lo[0] && hi[0] ? " and " : "", hi);
 }

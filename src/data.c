@@ -5,13 +5,14 @@ enum { SLOTS = 65536, ROUNDS = 6 };
 
 typedef struct set {
   sk_tokens *tokens;
-  int64_t windows, first; /* first: windows of the sets before it */
-  int64_t slots;          /* how many of the SLOTS are its own */
+  int64_t windows;
+  int64_t slots; /* how many of the SLOTS are its own */
+  int64_t share; /* validation: its samples in an evaluation */
 } set;
 
 struct sk_data {
   bool shuffle, isolate;
-  int64_t T, windows, tokens;
+  int64_t T, windows, tokens; /* windows: in one pass; validation: in one evaluation */
   uint64_t seed;
   int n;
   set *set;
@@ -38,7 +39,7 @@ int64_t sk_permute(uint64_t key, int64_t n, int64_t i) {
 }
 
 /* Slot i goes to the set that is furthest behind its share. */
-static int fill_slots(sk_data *d, const sk_data_entry *entry, sk_err *e) {
+static int fill_slots(sk_data *d, const sk_data_entry *entry, const char *list, sk_err *e) {
   double sum = 0;
   for (int k = 0; k < d->n; k++) sum += entry[k].weight;
   for (int i = 0; i < SLOTS; i++) {
@@ -53,8 +54,8 @@ static int fill_slots(sk_data *d, const sk_data_entry *entry, sk_err *e) {
   }
   for (int k = 0; k < d->n; k++)
     if (!d->set[k].slots)
-      return sk_fail(e, SK_USAGE, "data.train[%d]: weight %g is less than 1/%d of the sum and would "
-                     "never be drawn; raise it or leave %s out", k, entry[k].weight, SLOTS, entry[k].path);
+      return sk_fail(e, SK_USAGE, "%s[%d]: weight %g is less than 1/%d of the sum and would "
+                     "never be drawn; raise it or leave %s out", list, k, entry[k].weight, SLOTS, entry[k].path);
   return SK_OK;
 }
 
@@ -70,10 +71,16 @@ static int check_set(sk_data *d, int k, const char *path, int64_t vocab, sk_err 
     return sk_fail(e, SK_USAGE, "%s: %lld tokens are fewer than the %lld that one sample needs "
                    "(data.sequence + 1); use a shorter data.sequence or more text",
                    path, (long long)info->tokens, (long long)d->T + 1);
-  d->set[k].first = d->windows;
   d->windows += d->set[k].windows;
   d->tokens += info->tokens;
   return SK_OK;
+}
+
+/* An evaluation: everything once, or less when the deck says so; each set has its share of it. */
+static void size_evaluation(sk_data *d, int64_t want) {
+  if (want > 0 && want < d->windows) d->windows = want;
+  for (int k = 0; k < d->n; k++) d->set[k].share = d->windows / SLOTS * d->set[k].slots;
+  for (int64_t i = 0; i < d->windows % SLOTS; i++) d->set[d->slot_set[i]].share++;
 }
 
 int sk_data_open(MPI_Comm comm, const sk_config *c, bool train, sk_data **out, sk_err *e) {
@@ -93,7 +100,8 @@ int sk_data_open(MPI_Comm comm, const sk_config *c, bool train, sk_data **out, s
   for (int k = 0; k < d->n && !e->code; k++)
     if (sk_tokens_open(comm, entry[k].path, &d->set[k].tokens, e) == SK_OK)
       check_set(d, k, entry[k].path, c->model.vocab_size, e);
-  if (train && !e->code) fill_slots(d, entry, e);
+  if (!e->code) fill_slots(d, entry, train ? "data.train" : "data.valid", e);
+  if (!train && !e->code) size_evaluation(d, c->train.eval_batches * c->train.global_batch);
   if (sk_agree(comm, e) != SK_OK) {
     sk_data_close(d);
     return e->code;
@@ -117,19 +125,18 @@ int64_t sk_data_windows(const sk_data *d) { return d->windows; }
 int64_t sk_data_tokens(const sk_data *d) { return d->tokens; }
 
 void sk_data_locate(const sk_data *d, int64_t s, int *which, int64_t *window) {
-  if (!d->shuffle) {
-    int k = 0;
-    while (k + 1 < d->n && d->set[k + 1].first <= s) k++;
-    *which = k;
-    *window = s - d->set[k].first;
-    return;
-  }
   int k = d->slot_set[s % SLOTS];
   const set *t = &d->set[k];
   int64_t nth = s / SLOTS * t->slots + d->slot_rank[s % SLOTS]; /* the set's how-manieth sample */
-  uint64_t key = sk_rand(sk_rand(d->seed, (uint64_t)k), (uint64_t)(nth / t->windows));
   *which = k;
-  *window = sk_permute(key, t->windows, nth % t->windows);
+  if (d->shuffle) {
+    uint64_t key = sk_rand(sk_rand(d->seed, (uint64_t)k), (uint64_t)(nth / t->windows));
+    *window = sk_permute(key, t->windows, nth % t->windows);
+  } else if (t->share <= t->windows) {
+    *window = nth * t->windows / t->share; /* evenly over the set */
+  } else {
+    *window = nth % t->windows;
+  }
 }
 
 int sk_data_sample(sk_data *d, int64_t s, int32_t *ids, int32_t *label, int32_t *start, sk_err *e) {

@@ -4,7 +4,8 @@
  *
  * Training: sample s belongs to the set that slot s mod 65536 of a table names (the table spreads the
  * weights evenly); within a set the windows are visited in an order shuffled anew in every epoch by a
- * small Feistel permutation. Validation: all windows in file order. */
+ * small Feistel permutation. Validation: the same samples in every evaluation, as many as the deck says or
+ * there are; the sets are mixed by their weights, and the samples of each lie evenly over it. */
 #ifndef SK_DATA_H
 #define SK_DATA_H
 #include "src/config.h"
@@ -16,7 +17,7 @@ typedef struct sk_data sk_data;
 int sk_data_open(MPI_Comm comm, const sk_config *c, bool train, sk_data **d, sk_err *e);
 void sk_data_close(sk_data *d);
 
-/* Windows in one pass over everything. */
+/* Windows in one pass over everything; of validation sets: in one evaluation. */
 int64_t sk_data_windows(const sk_data *d);
 int64_t sk_data_tokens(const sk_data *d);
 

@@ -107,15 +107,15 @@ const sk_key sk_keys[] = {
     LIST("data.train", NULL, 0, "training data: [{path: a.h5, weight: 0.7}, ...]"),
     PATH("data.train[].path", NULL, 0, ENTRY(path), "token file, relative to the deck"),
     FLOAT("data.train[].weight", "1", "(0,inf)", 0, ENTRY(weight), "share of the sequences"),
-    LIST("data.valid", "[]", 0, "validation data, as data.train; none: no evaluation"),
+    LIST("data.valid", "[]", 0, "validation data: [{path: v.h5, weight: 1}, ...]; none: no evaluation"),
     PATH("data.valid[].path", NULL, 0, ENTRY(path), "token file, relative to the deck"),
-    FLOAT("data.valid[].weight", "1", "(0,inf)", 0, ENTRY(weight), "share of the sequences"),
+    FLOAT("data.valid[].weight", "1", "(0,inf)", 0, ENTRY(weight), "share of an evaluation"),
     COUNT("data.sequence", "tokens", "2048", "[1,1073741824]", 0, AT(data.sequence),
           "length of a training sequence"),
     CHOICE("data.documents", "isolate", "isolate|concatenate", 0, AT(data.documents),
            "whether attention and SSM state cross the ends of documents"),
 
-    COUNT("train.steps", "steps", "1000", "[1,inf)", RESTART, AT(train.steps), "total since step 0"),
+    COUNT("train.steps", "steps", "1000", "[1,1000000000000]", RESTART, AT(train.steps), "total since step 0"),
     COUNT("train.global_batch", "sequences", "8", "[1,1073741824]", 0, AT(train.global_batch),
           "sequences in one step, over all ranks"),
     COUNT("train.micro_batch", "sequences", "1", "[1,1048576]", RESTART, AT(train.micro_batch),
@@ -125,8 +125,8 @@ const sk_key sk_keys[] = {
            "in backward compute again: nothing, what is cheap, or whole layers; same bits"),
     COUNT("train.eval_every", "steps", "100", "[1,inf)", RESTART, AT(train.eval_every),
           "steps between evaluations"),
-    COUNT("train.eval_batches", "global batches", "10", "[1,inf)", RESTART, AT(train.eval_batches),
-          "size of an evaluation"),
+    COUNT("train.eval_batches", "global batches", "10", "[1,1073741824]", RESTART, AT(train.eval_batches),
+          "size of an evaluation, at most all validation data"),
     CHOICE("train.on_nan", "stop", "stop|skip", 0, AT(train.on_nan),
            "when loss or gradient is not finite: stop, or leave the step out"),
     PATH("train.init", "null", NULLABLE, AT(train.init),
@@ -264,7 +264,7 @@ static const char *type_name(const sk_key *k, char *room, size_t size) {
   return "";
 }
 
-void sk_config_help_keys(const char *prefix) {
+bool sk_config_help_keys(const char *prefix) {
   int shown = 0;
   for (int i = 0; i < sk_n_keys; i++) {
     const sk_key *k = &sk_keys[i];
@@ -276,10 +276,11 @@ void sk_config_help_keys(const char *prefix) {
            k->dflt ? k->dflt : "(required)", range, k->help);
     printf(k->only ? " (only %s as yet)\n" : "\n", k->only);
   }
-  if (shown) return;
+  if (shown) return true;
   const char *near = sk_key_nearest(prefix, NULL);
-  printf("no key begins with \"%s\"", prefix);
-  printf(near ? "; did you mean \"%s\"?\n" : "\n", near);
+  fprintf(stderr, "saker: no key begins with \"%s\"", prefix);
+  fprintf(stderr, near ? "; did you mean \"%s\"?\n" : "\n", near);
+  return false;
 }
 
 // Prints the headings of the sections that `path` enters after `before`; returns its indentation.

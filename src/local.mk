@@ -4,6 +4,10 @@ libsaker_a_SOURCES += \
   src/agree.c src/agree.h \
   src/arena.c src/arena.h \
   src/attention.c src/attention.h \
+  src/bench.c src/bench.h \
+  src/bench_comm.c \
+  src/bench_ops.c \
+  src/bench_step.c \
   src/base.c src/base.h \
   src/checkpoint.c src/checkpoint.h \
   src/comm.h src/comm_mpi.c src/comm_plan.c \

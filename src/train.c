@@ -1,5 +1,5 @@
-/* train.c: the training loop. One step, top to bottom: data, micro-batches forward and backward
- * (model.c), gradient reduction, norm, update, gather (optim.c), report. */
+/* train.c: the training loop. One step, top to bottom: data, micro-batches forward and backward with the
+ * gradients' reduction (pipeline.c), norm, update, gather (optim.c), report. */
 #include "src/train.h"
 #include "src/lr.h"
 #include "src/progress.h"

@@ -2,13 +2,6 @@
 #include "src/train.h"
 #include <math.h>
 
-/* Windows of this evaluation: all, or eval_batches global batches. */
-static int64_t windows(const sk_train *t) {
-  int64_t all = sk_data_windows(t->valid);
-  int64_t want = t->cfg.train.eval_batches * t->cfg.train.global_batch;
-  return want > 0 && want < all ? want : all;
-}
-
 /* One rank's error becomes that of all ranks that work on the same sequences (all of the same dp coordinate),
  * before they wait for each other in the layers. */
 static int agree_here(const sk_grid *g, sk_err *e) {
@@ -21,7 +14,7 @@ static int agree_here(const sk_grid *g, sk_err *e) {
 static int64_t sum_loss(sk_train *t, double *sum, sk_err *e) {
   const int64_t T = t->cfg.data.sequence, b = t->cfg.train.micro_batch;
   const sk_grid *g = &t->grid;
-  int64_t n, counted = 0, first = sk_block(windows(t), g->n[SK_DP], g->at[SK_DP], &n);
+  int64_t n, counted = 0, first = sk_block(sk_data_windows(t->valid), g->n[SK_DP], g->at[SK_DP], &n);
   bool last = g->at[SK_PP] == g->n[SK_PP] - 1 && g->at[SK_TP] == 0;
   int32_t *ids = sk_calloc((size_t)(b * T) * 3, sizeof *ids), *label = ids + b * T, *start = label + b * T;
   for (int64_t k = 0; k < n && !e->code; k += b) {

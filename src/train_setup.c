@@ -23,9 +23,19 @@ static int open_data(MPI_Comm comm, sk_train *t, sk_err *e) {
   return e->code;
 }
 
+static int check_init(MPI_Comm comm, const char *init, sk_err *e) {
+  sk_ckpt_meta from = {0};
+  bool optimizer;
+  if (init) sk_ckpt_open(comm, init, &from, &optimizer, e);
+  sk_ckpt_meta_free(&from);
+  return e->code;
+}
+
 static int report_only(MPI_Comm comm, sk_train *t, int ranks, const sk_ops *op, sk_err *e) {
   int n[SK_NAXES];
-  if (sk_layout_grid(&t->cfg, ranks, n, e) != SK_OK || open_data(comm, t, e) != SK_OK) return e->code;
+  if (sk_layout_grid(&t->cfg, ranks, n, e) != SK_OK || open_data(comm, t, e) != SK_OK ||
+      check_init(comm, t->cfg.train.init, e) != SK_OK)
+    return e->code;
   if (t->opts->dry_run && sk_layout_print(&t->cfg, op, ranks, e) != SK_OK) return e->code;
   sk_say("%s: the deck is good: %lld steps on %d rank%s, %s training tokens", t->opts->deck,
          (long long)t->cfg.train.steps, ranks, ranks == 1 ? "" : "s", sk_si((double)sk_data_tokens(t->data)));
@@ -120,13 +130,7 @@ static int fill_weights(sk_train *t, const char *path, bool weights_only, sk_err
     sk_engine_init(&t->engine);
     return SK_OK;
   }
-  if (!path[0]) {
-    sk_ckpt_meta from = {0};
-    bool optimizer;
-    sk_ckpt_open(t->grid.world, init, &from, &optimizer, e);
-    sk_ckpt_meta_free(&from);
-    if (e->code) return e->code;
-  }
+  if (!path[0] && check_init(t->grid.world, init, e) != SK_OK) return e->code;
   bool only = !path[0] || weights_only;
   if (only) sk_optim_reset(&t->engine.opt, &t->engine.ctx);
   return sk_checkpoint_load(t->grid.world, &t->engine, path[0] ? path : init, only, e);

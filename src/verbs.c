@@ -5,6 +5,7 @@
 #include "io/ckpt.h"
 #include "io/deck.h"
 #include "io/tokens.h"
+#include "src/bench.h"
 #include "src/generate.h"
 #include "src/stop.h"
 #include "src/train.h"
@@ -18,7 +19,7 @@
 /* Long options only differ in what they set, so one table per verb drives getopt_long. */
 static int usage_error(sk_err *e, const char *verb, const char *fmt, const char *what) {
   char *msg = sk_strf(fmt, what ? what : "");
-  sk_fail(e, SK_USAGE, "saker %s: %s\nTry: saker help %s", verb, msg, verb);
+  sk_fail(e, SK_USAGE, "%s: %s\nTry: saker help %s", verb, msg, verb);
   sk_free(msg);
   return SK_USAGE;
 }
@@ -114,7 +115,8 @@ static int run_data(MPI_Comm comm, int argc, char **argv, sk_err *e) {
   const char *what = argc > 1 ? argv[1] : "";
   if (strcmp(what, "build") == 0) return data_build(comm, argc - 1, argv + 1, e);
   if (strcmp(what, "info") == 0) return data_info(comm, argc - 1, argv + 1, e);
-  return usage_error(e, "data", "'%s': give build or info", what);
+  return what[0] ? usage_error(e, "data", "'%s' is not known: give build or info", what)
+                 : usage_error(e, "data", "give build or info%s", NULL);
 }
 
 static int generate_option(int code, sk_generate_opts *o, sk_err *e) {
@@ -181,6 +183,18 @@ const sk_verb sk_verbs[] = {
      "  --temperature T     0: the likeliest token always (0.8)\n"
      "  --seed S            another seed, another text (1)\n",
      run_generate},
+    {"bench", "bench ops|step -i DECK [options] | bench comm|io [options]", "measure ops, steps, exchanges, files",
+     "  ops                 every op at the shapes of the deck's first layer, beside the machine's ceilings\n"
+     "  step                whole training steps on random tokens; on any grid (mpirun -np N)\n"
+     "  comm                each exchange between ranks by size\n"
+     "  io                  parallel HDF5\n"
+     "  -i DECK             model, batch, sequence and grid; no data is read (input/bench.yaml)\n"
+     "  --set key=value     override a key of the deck; repeatable\n"
+     "  --repeat N          measurements, of which the median counts (comm, io: the best) (7)\n"
+     "  --warmup N          unmeasured calls before (2)\n"
+     "  --folder DIR        io: where the file goes (.)\n"
+     "  --json FILE         the results as a list of objects; -: to the screen\n",
+     sk_bench_run},
     {"verify", "verify CHECKPOINT_DIR", "check every checksum of a checkpoint", "", run_verify},
     {0},
 };
@@ -205,7 +219,7 @@ static int unknown_verb(const char *name) {
     int d = sk_edit_distance(name, v->name);
     if (d < best) best = d, near = v;
   }
-  fprintf(stderr, "saker: unknown verb '%s'%s%s%s\nTry: saker --help\n", name,
+  fprintf(stderr, "saker: unknown %s '%s'%s%s%s\nTry: saker --help\n", name[0] == '-' ? "option" : "verb", name,
           near ? "; did you mean '" : "", near ? near->name : "", near ? "'?" : "");
   return SK_USAGE;
 }
@@ -218,11 +232,14 @@ static int verb_help(const char *name) {
 }
 
 /* train's two questions about keys. */
-static bool key_help(int argc, char **argv) {
+static bool key_help(int argc, char **argv, int *code) {
   for (int i = 2; i < argc; i++) {
     if (strcmp(argv[i], "--print-defaults") == 0) return sk_config_print_defaults(), true;
-    if (strcmp(argv[i], "--help-keys") == 0)
-      return sk_config_help_keys(i + 1 < argc && argv[i + 1][0] != '-' ? argv[i + 1] : NULL), true;
+    if (strcmp(argv[i], "--help-keys") == 0) {
+      const char *prefix = i + 1 < argc && argv[i + 1][0] != '-' ? argv[i + 1] : NULL;
+      *code = sk_config_help_keys(prefix) ? SK_OK : SK_USAGE;
+      return true;
+    }
   }
   return false;
 }
@@ -240,5 +257,5 @@ bool sk_cli_without_mpi(int argc, char **argv, int *code) {
   if (!sk_verb_find(first)) return *code = unknown_verb(first), true;
   for (int i = 2; i < argc; i++)
     if (strcmp(argv[i], "--help") == 0) return *code = verb_help(first), true;
-  return strcmp(first, "train") == 0 && key_help(argc, argv);
+  return strcmp(first, "train") == 0 && key_help(argc, argv, code);
 }

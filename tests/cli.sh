@@ -17,19 +17,46 @@ ok $? "--help lists the verbs"
 ok $? "help train"
 "$SAKER" train --help-keys optimizer >keys && grep -q 'optimizer.schedule.kind' keys && ! grep -q 'data.sequence' keys
 ok $? "--help-keys PREFIX"
+"$SAKER" train --help-keys optimiser >keys 2>log
+[ $? = 2 ] && grep -q 'did you mean "optimizer"' log && ! [ -s keys ]
+ok $? "--help-keys with a prefix that no key has: exit code 2 and a proposal"
 "$SAKER" tarin >log 2>&1
 [ $? = 2 ] && grep -q "did you mean 'train'" log
 ok $? "an unknown verb: exit code 2 and a proposal"
 "$SAKER" train --print-defaults >defaults.yaml && grep -q '^optimizer:' defaults.yaml
 ok $? "--print-defaults"
+"$SAKER" --versoin >log 2>&1
+[ $? = 2 ] && grep -q "^saker: unknown option '--versoin'" log
+ok $? "an unknown option before the verb"
 
 small_run
 ok $? "data and deck"
 ranks 1 data info text.h5 && grep -q 'tokens' log
 ok $? "data info"
+cp text.h5 tokens.h5
+ranks 1 train -i defaults.yaml --check --set model.hidden_size=64 --set data.sequence=64
+ok $? "the printed defaults are a deck" || say_log log
+ranks 1 train -i deck.yaml --check --set train.init=nowhere
+[ $? = 1 ] && grep -q '^saker: .*nowhere: cannot be opened' log
+ok $? "--check looks at train.init"
 sed 's/^train: {/train: {stps: 3, /; s/lr: 3.0e-3/lr: fast/; s/sequence: 64/sequence: -4/; s/kind: cosine/kind: cosin/; s/hidden_size: 24/hidden_size: 24, hiden_size: 3/' \
   deck.yaml >wrong.yaml
 for n in 1 2; do
+  # --- bench: a list of objects with the fields that its readers count on ---
+  ranks $n bench step -i deck.yaml --repeat 1 --warmup 0 --json step.json
+  [ $? = 0 ] && [ "$(grep -Ec '"(bench|device|ranks|commit|command|model|tokens_per_s|step_ms|model_tflops|peak_gib)":' step.json)" = 10 ]
+  ok $? "$n ranks: bench step --json" || say_log log
+  if [ $n = 1 ]; then
+    ranks 1 bench ops -i deck.yaml --repeat 1 --warmup 0 --json ops.json
+    [ $? = 0 ] && [ "$(grep -c '"pct_ceiling":' ops.json)" -ge 25 ]
+  else
+    ranks $n bench comm --repeat 1 --warmup 0 --json comm.json && ranks $n bench io --repeat 1 --json io.json
+    [ $? = 0 ] && [ "$(grep -c '"gbps":' comm.json)" = 32 ] && [ "$(grep -c '"gbps":' io.json)" = 2 ] && ! [ -e saker-bench.h5 ]
+  fi
+  ok $? "$n ranks: bench ops, comm and io --json" || say_log log
+  ranks $n bench stop
+  [ $? = 2 ] && grep -q 'give ops, step, comm or io' log
+  ok $? "$n ranks: an unknown bench"
   # --- usage ---
   ranks $n train
   [ $? = 2 ] && grep -q -e '-i DECK' log
@@ -117,6 +144,9 @@ ranks 2 generate --from run/checkpoints/step-00000002 --prompt 'The ' --tokens 4
 ok $? "generate writes the same text on 1 and 2 ranks"
 grep -q '^The ' text1
 ok $? "it begins with the prompt"
+ranks 1 generate --from run --prompt 'The '
+[ $? = 1 ] && grep -q 'run: a run folder; give one of its checkpoints' log
+ok $? "a run folder in place of a checkpoint is told apart"
 ranks 1 generate --from run/checkpoints/step-00000002 --prompt ''
 [ $? = 2 ]
 ok $? "an empty prompt is refused"

@@ -126,6 +126,7 @@ static void values(void) {
          "--set of a section replaces all of it");
   tap_ok(refused("train.stepz=5", "--set train.stepz: error: unknown key \"train.stepz\"; "
                                   "did you mean \"train.steps\"?") &&
+             refused("=5", "the key before \"=\" is missing") &&
              refused("lr=5", "did you mean \"optimizer.lr\"?") &&
              refused("train.steps", "--set train.steps: error: \"=VALUE\" is missing") &&
              refused("train.steps=", "--set train.steps: error: train.steps: an integer") &&
@@ -161,8 +162,11 @@ static void ranges(void) {
   tap_ok(refused("optimizer.betas=[0.9, 1]", "it must be at least 0 and below 1") &&
              refused("optimizer.lr=-1", "optimizer.lr: -1 is out of range") &&
              refused("optimizer.eps=.inf", "out of range") && refused("optimizer.lr=nan", "a number") &&
-             refused("run.seed=99999999999999999999", "out of range") &&
-             refused("model.mamba_d_conv=17", "at most 16") &&
+             refused("run.seed=99999999999999999999", "it must be at least 0 and less than 2^63") &&
+             refused("train.eval_every=0", "0 is out of range: it must be at least 1\n") &&
+             refused("optimizer.lr=1e400", "it must be at least 0 and finite") &&
+             refused("data.train=a.h5", "a list as [{path: a.h5, weight: 0.7}, ...] is expected, not text") &&
+             refused("model.mamba_d_conv=17", "it must be from 1 to 16") &&
              refused("train.on_nan=ignore", "stop|skip") && refused("data.train=[]", "must be given") &&
              refused("data.train=[{weight: 1}]", "\"path\" is missing") &&
              refused("model.tie_word_embeddings=yes", "true or false"),

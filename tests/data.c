@@ -101,6 +101,42 @@ static void epochs_and_blend(const char *a, const char *b) {
   sk_data_close(d);
 }
 
+/* An evaluation of two sets by weight: samples evenly over each, all of them where that is asked for. */
+static void evaluation(const char *a, const char *b) {
+  sk_data_entry entry[2] = {{(char *)(uintptr_t)a, 3}, {(char *)(uintptr_t)b, 1}};
+  sk_config c;
+  sk_data *d = NULL;
+  sk_err e = {0};
+  int64_t all[2], w, last[2] = {-1, -1};
+  for (int k = 0; k < 2; k++) {
+    config(&c, &entry[k], 1);
+    SK_CHECK(sk_data_open(MPI_COMM_WORLD, &c, false, &d, &e) == SK_OK, "%s", e.msg);
+    all[k] = sk_data_windows(d);
+    bool order = true;
+    for (int64_t s = 0; s < all[k]; s++) {
+      int set;
+      sk_data_locate(d, s, &set, &w);
+      order = order && set == 0 && w == s;
+    }
+    tap_ok(order, "one validation set, no limit: its %lld windows in their order", (long long)all[k]);
+    sk_data_close(d);
+  }
+  config(&c, entry, 2);
+  c.train.eval_batches = 2, c.train.global_batch = 4;
+  SK_CHECK(sk_data_open(MPI_COMM_WORLD, &c, false, &d, &e) == SK_OK, "%s", e.msg);
+  int count[2] = {0}, set;
+  bool ascends = true;
+  for (int64_t s = 0; s < sk_data_windows(d); s++) {
+    sk_data_locate(d, s, &set, &w);
+    ascends = ascends && w > last[set] && w < all[set];
+    last[set] = w;
+    count[set]++;
+  }
+  tap_ok(count[0] == 6 && count[1] == 2, "8 samples of two sets, 3:1: %d and %d", count[0], count[1]);
+  tap_ok(ascends && last[0] == 5 * all[0] / 6 && last[1] == all[1] / 2, "evenly over each set");
+  sk_data_close(d);
+}
+
 /* Labels are the next tokens; under isolate the step into the next document is not counted. */
 static void windows(const char *path, bool isolate) {
   sk_data_entry entry = {(char *)(uintptr_t)path, 1};
@@ -164,6 +200,7 @@ int main(int argc, char **argv) {
   char *b = build("b.h5", 4, (const char *const[]){"b.txt", "c.txt", "b.txt", "b.txt"});
   permutation();
   epochs_and_blend(a, b);
+  evaluation(a, b);
   windows(b, true);
   windows(b, false);
   refusals(a);

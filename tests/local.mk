@@ -14,6 +14,7 @@ check_PROGRAMS += \
   tests/nan.8 \
   tests/ops.1 \
   tests/ops_mamba.1 \
+  tests/parity.8 \
   tests/plan.8 \
   tests/reshard.8 \
   tests/rundir.1 tests/rundir.2 \
@@ -44,6 +45,8 @@ tests_nan_8_SOURCES = tests/nan.c tests/on_grid.h tests/small_model.h tests/tap.
 tests_ops_1_SOURCES = tests/ops.c tests/ops_check.h tests/ref_ops.c tests/ref_ops.h tests/tap.h
 tests_ops_mamba_1_SOURCES = tests/ops_mamba.c tests/ops_check.h tests/ref_mamba.c tests/ref_mamba.h \
   tests/tap.h
+tests_parity_8_SOURCES = tests/parity.c tests/parity.h tests/parity_cases.c tests/parity_run.c \
+  tests/small_model.h tests/tap.h
 tests_plan_8_SOURCES = tests/plan.c tests/on_grid.h tests/small_model.h tests/tap.h
 tests_reshard_8_SOURCES = tests/reshard.c tests/on_grid.h tests/small_model.h tests/tap.h
 tests_rundir_1_SOURCES = tests/rundir.c tests/tap.h
@@ -81,4 +84,8 @@ check-counts:
 # The batch system's tests alone; here a missing Slurm is a failure.
 check-slurm:
 	SAKER_NEED_SLURM=1 $(MAKE) $(AM_MAKEFLAGS) check TESTS='tests/slurm.sh tests/slurm2.sh'
-.PHONY: check-counts check-slurm
+# Everything in the tests that `make check` runs a part of: about twenty minutes on 2 cores.
+check-long:
+	SAKER_LONG=1 TEST_TIMEOUT=2700 $(MAKE) $(AM_MAKEFLAGS) check \
+	  TESTS='tests/parity.8 tests/reshard.8 tests/schedule.1'
+.PHONY: check-counts check-long check-slurm

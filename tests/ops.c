@@ -115,6 +115,8 @@ static void test_gemm(void) {
   }
   gemm_case(false, true, 1, 700, 300, 2, 0); // one token, long enough for threads
   gemm_case(false, true, 1, 700, 300, 2, 1);
+  gemm_case(false, true, 190, 131, 120, 1, 0); // too large for the sums in double
+  gemm_case(false, true, 190, 131, 120, -0.37, 1.5);
 }
 
 static void test_bias(int64_t n, int64_t cols) {

@@ -1,9 +1,8 @@
 /* schedule.c: pipeline schedules, without communication. Of each pipeline every table is walked
  * alone (walk), what neighbours send and receive is compared (pairs), and the whole is simulated
  * (schedule_sim.h). By default small pipelines and a seeded sample. SAKER_LONG=1: every one with at
- * most 64 stages, 256 micro-batches and 4 virtual stages, and a few of up to 4096 stages; by hand
- * (two minutes, 1 GB):
- *   SAKER_LONG=1 TEST_TIMEOUT=1800 tests/mpirun.sh build/tests/schedule.1 */
+ * most 64 stages, 256 micro-batches and 4 virtual stages, and a few of up to 4096 stages
+ * (`make check-long`; two minutes, 1 GB). */
 #include "src/schedule.h"
 #include "tests/schedule_sim.h"
 #include "tests/tap.h"

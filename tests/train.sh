@@ -100,6 +100,19 @@ ok $? "SIGUSR1 ends with exit code 0"
 grep -q '"state": *"incomplete"' usr1/status.json && grep -q SIGUSR1 usr1.log
 ok $? "status incomplete; the signal is named"
 
+env -u MPIRUN SAKER="$SAKER" "$SAKER_SRCDIR"/jobscripts/local.sh 2 train -i deck.yaml --set run.dir=term \
+  --set train.steps=100000 >term.log 2>&1 &
+job=$!
+for _ in $(seq 300); do
+  grep -q '"loss"' term/metrics.jsonl 2>/dev/null && break
+  sleep 0.05
+done
+kill -TERM $job
+wait $job
+ok $? "jobscripts/local.sh: SIGTERM ends with exit code 0"
+grep -q '"state": *"incomplete"' term/status.json
+ok $? "status incomplete"
+
 # --- rules of the restart ---
 ranks 2 train -i deck.yaml --set run.dir=r2
 [ $? = 0 ] && grep -q 'Nothing to do' log

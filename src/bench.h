@@ -1,0 +1,39 @@
+/* bench.h: `saker bench`: measurements with one table for people and, with --json, a list of objects for
+ * machines (design section 9). Times are wall-clock times on the host around work that was waited for, medians
+ * of several repetitions after a warm-up; all inputs are random (constant data would flatter a GPU). */
+#ifndef SK_BENCH_H
+#define SK_BENCH_H
+#include "src/engine.h"
+#include <jansson.h>
+
+typedef struct sk_bench {
+  MPI_Comm comm;
+  int rank, ranks;
+  const sk_config *cfg;     /* NULL for comm and io */
+  const char *model;        /* name of the model, from the deck */
+  const char *command;      /* how to run this again */
+  int64_t repeat, warmup;
+  const sk_ops *op;
+  const sk_comm_ops *comms;
+  json_t *results;          /* array, on rank 0 */
+} sk_bench;
+
+/* Collective. The whole verb; what is argv[1]: ops, step, comm or io. */
+int sk_bench_run(MPI_Comm comm, int argc, char **argv, sk_err *e);
+
+/* Appends an object with the fields that every result has; more are added by the caller. */
+json_t *sk_bench_result(sk_bench *b, const char *what, const char *device);
+
+/* Seconds that one call of run(arg) takes, the median over b->repeat repetitions of as many calls as fill about
+ * 20 ms; st is waited for. Not collective. */
+double sk_bench_time(const sk_bench *b, sk_stream *st, void (*run)(void *arg), void *arg);
+
+/* Fills n host floats with N(0, scale^2). */
+void sk_bench_random(float *x, int64_t n, uint64_t key, double scale);
+
+/* Collective. The four benches. */
+int sk_bench_ops(sk_bench *b, sk_err *e);
+int sk_bench_step(sk_bench *b, sk_err *e);
+int sk_bench_comm(sk_bench *b, sk_err *e);
+int sk_bench_io(sk_bench *b, const char *folder, sk_err *e);
+#endif
