@@ -86,6 +86,6 @@ check-slurm:
 	SAKER_NEED_SLURM=1 $(MAKE) $(AM_MAKEFLAGS) check TESTS='tests/slurm.sh tests/slurm2.sh'
 # Everything in the tests that `make check` runs a part of: about twenty minutes on 2 cores.
 check-long:
-	SAKER_LONG=1 TEST_TIMEOUT=2700 $(MAKE) $(AM_MAKEFLAGS) check \
+	SAKER_LONG=1 TEST_TIMEOUT=5400 $(MAKE) $(AM_MAKEFLAGS) check \
 	  TESTS='tests/parity.8 tests/reshard.8 tests/schedule.1'
 .PHONY: check-counts check-long check-slurm
