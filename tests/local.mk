@@ -13,6 +13,7 @@ check_PROGRAMS += \
   tests/model.1 \
   tests/nan.8 \
   tests/ops.1 \
+  tests/optim.1 \
   tests/ops_mamba.1 \
   tests/parity.8 \
   tests/plan.8 \
@@ -42,6 +43,7 @@ tests_grid_8_SOURCES = $(tests_grid_1_SOURCES)
 tests_layout_1_SOURCES = tests/layout.c tests/small_model.h tests/tap.h
 tests_model_1_SOURCES = tests/model.c tests/small_model.h tests/tap.h
 tests_nan_8_SOURCES = tests/nan.c tests/on_grid.h tests/small_model.h tests/tap.h
+tests_optim_1_SOURCES = tests/optim.c tests/small_model.h tests/tap.h
 tests_ops_1_SOURCES = tests/ops.c tests/ops_check.h tests/ref_ops.c tests/ref_ops.h tests/tap.h
 tests_ops_mamba_1_SOURCES = tests/ops_mamba.c tests/ops_check.h tests/ref_mamba.c tests/ref_mamba.h \
   tests/tap.h
