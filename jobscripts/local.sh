@@ -8,6 +8,7 @@ ranks=${1:?usage: local.sh RANKS VERB [ARGUMENTS...]}   # MPI ranks to start
 shift                                   # the rest belongs to saker
 here=$(cd "$(dirname "$0")/.." && pwd)  # the top of the source tree
 saker=${SAKER:-$here/build/saker}       # the program; SAKER=... names another one
+[ -n "${SAKER:-}" ] || [ -x "$saker" ] || saker=saker   # after make install: the one in PATH
 mpirun=${MPIRUN:-mpirun}                # the launcher; MPIRUN=... names another one
 
 cores=$(nproc)                          # cores that this shell may use

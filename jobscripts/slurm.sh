@@ -23,7 +23,8 @@ shift 2                                               # the rest goes to saker t
 cd "${SLURM_SUBMIT_DIR:?start this script by sbatch}" # paths start where sbatch was called
 # shellcheck source=/dev/null
 . "${SAKER_SITE_ENV:-/dev/null}"                      # a site's own modules and variables
-saker=${SAKER:-build/saker}                           # the program
+saker=${SAKER:-build/saker}                           # the program; where it was not built,
+[ -n "${SAKER:-}" ] || [ -x "$saker" ] || saker=saker # the installed one in PATH
 
 export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"    # threads of a rank
 export OMP_PLACES=cores OMP_PROC_BIND=close           # each on a core of its own, near its rank

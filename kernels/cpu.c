@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #endif
 #include "kernels/cpu.h"
+#include <limits.h>
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,6 +26,11 @@ static void cpu_model(char *name, size_t size) {
     break;
   }
   fclose(f);
+}
+
+static int cpu_count(sk_err *e) {
+  (void)e;
+  return INT_MAX;
 }
 
 static sk_device *cpu_open(int index, sk_dtype act, sk_err *e) {
@@ -199,6 +205,7 @@ void sk_cpu_reduce(float *out, const double *part, int64_t count, int64_t cols, 
 
 const sk_ops sk_cpu_ops = {
     .name = "cpu",
+    .count = cpu_count,
     .open = cpu_open,
     .close = cpu_close,
     .describe = cpu_describe,

@@ -16,3 +16,38 @@ libsaker_a_SOURCES += \
   kernels/cpu_ssd_grad.c \
   kernels/ops.h \
   kernels/plan.c
+
+if CUDA
+libsaker_a_SOURCES += \
+  kernels/cuda.c kernels/cuda.h \
+  kernels/cuda_attention.cu \
+  kernels/cuda_attention_grad.cu \
+  kernels/cuda_conv.cu \
+  kernels/cuda_embed.cu \
+  kernels/cuda_flash.h \
+  kernels/cuda_gate.cu \
+  kernels/cuda_gemm.c \
+  kernels/cuda_kernel.h \
+  kernels/cuda_loss.cu \
+  kernels/cuda_misc.cu \
+  kernels/cuda_mma.h \
+  kernels/cuda_norm.cu \
+  kernels/cuda_ssd.cu \
+  kernels/cuda_ssd.h \
+  kernels/cuda_ssd_grad.cu \
+  kernels/cuda_ssd_plain.h
+else
+libsaker_a_SOURCES += kernels/cuda_none.c
+endif
+
+# CUDA sources are compiled by nvcc and linked like any object. Their includes are tracked by make alone.
+SUFFIXES = .cu
+AM_V_NVCC = $(am__v_NVCC_$(V))
+am__v_NVCC_ = $(am__v_NVCC_$(AM_DEFAULT_VERBOSITY))
+am__v_NVCC_0 = @echo "  NVCC    " $@;
+am__v_NVCC_1 =
+.cu.o:
+	$(AM_V_NVCC)$(NVCC) $(DEFS) -I$(top_srcdir) $(CPPFLAGS) $(SK_NVCCFLAGS) $(NVCCFLAGS) \
+	  -MMD -MP -MF $*.cu.d -c -o $@ $<
+-include $(wildcard kernels/*.cu.d)
+CLEANFILES += kernels/*.cu.d

@@ -79,6 +79,9 @@ typedef struct sk_ops {
   const char *name; /* "cpu", "cuda" */
 
   /* ---- device, memory, streams ---- */
+  /* How many devices this process can open, each for one rank of the node; INT_MAX where ranks share
+   * one (the CPU). 0: none, and *e says why and names the cure. */
+  int (*count)(sk_err *e);
   /* Opens device number `index` for act elements of type `act`; NULL and *e on failure. */
   sk_device *(*open)(int index, sk_dtype act, sk_err *e);
   void (*close)(sk_device *);
@@ -94,7 +97,8 @@ typedef struct sk_ops {
   void (*event_destroy)(sk_event *);
   void (*record)(sk_event *, sk_stream *);
   void (*wait)(sk_stream *, sk_event *); /* later work in the stream waits for the event */
-  /* Any direction; host memory is plain. to_host and from_host return when the data is there. */
+  /* Host memory is plain. to_host returns when the data is there. from_host returns when the host's
+   * memory may be used again; work enqueued later finds the data. */
   void (*copy)(sk_stream *, void *dst, const void *src, size_t bytes); /* device to device */
   /* Device to device: `rows` rows of `width` bytes; ldd, lds bytes from one row to the next. */
   void (*copy2d)(sk_stream *, void *dst, size_t ldd, const void *src, size_t lds, size_t width,
@@ -235,7 +239,8 @@ typedef struct sk_ops {
                 const sk_adamw *);
 } sk_ops;
 
-extern const sk_ops sk_cpu_ops; /* cpu.c */
+extern const sk_ops sk_cpu_ops;     /* cpu.c */
+extern const sk_ops *const sk_cuda; /* cuda.c; NULL in a build without CUDA */
 
 /* plan.c: a device on which every op does nothing, so that running a training step only measures
  * memory. Scratch sizes are those of `target`. */

@@ -18,6 +18,10 @@ sk_device *sk_plan_open(const sk_ops *target, sk_dtype act) {
   return (sk_device *)&g_plan;
 }
 
+static int plan_count(sk_err *e) {
+  return 0;
+}
+
 static sk_device *plan_open(int index, sk_dtype act, sk_err *e) {
   sk_fail(e, SK_FAILED, "the planning device is opened by sk_plan_open");
   return NULL;
@@ -195,6 +199,7 @@ static void plan_adamw(sk_stream *s, void *w, float *p, float *m, float *v, cons
 
 const sk_ops sk_plan_ops = {
     .name = "plan",
+    .count = plan_count,
     .open = plan_open,
     .close = plan_close,
     .describe = plan_describe,

@@ -13,8 +13,8 @@ int sk_arena_alloc(sk_arena *a, const sk_ops *op, sk_device *dev, const char *na
   if (!a->base)
     return sk_fail(e, SK_FAILED,
                    "out of memory on rank %d (%s): %s for %s cannot be allocated.\n"
-                   "Try a smaller train.micro_batch or data.sequence, or more ranks; "
-                   "`saker train --dry-run` shows the memory by part.",
+                   "Try a smaller train.micro_batch or data.sequence, train.recompute: selective or full, a larger "
+                   "parallel.tp, cp or pp, or more ranks; `saker train --dry-run` shows the memory by part.",
                    sk_base_rank(), sk_host(), sk_bytes((double)bytes), name);
   return SK_OK;
 }

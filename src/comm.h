@@ -1,6 +1,6 @@
 /* comm.h: collectives and messages on device memory, within one line or plane of the grid. A table
- * like the device's: comm_mpi.c serves devices whose memory is the host's (the CPU), comm_plan.c
- * does nothing.
+ * like the device's: comm_mpi.c serves every device (a GPU through the host's memory), comm_nccl.c
+ * GPUs, comm_plan.c does nothing.
  *
  * open, close and the three collectives are collective over the group: all ranks make the same
  * calls in the same order, with the same sizes. A message concerns its two ranks; waiting concerns
@@ -12,10 +12,12 @@
  * and dst and ws must not be touched. Several tickets may be open at once and be waited for in any
  * order.
  *
- * Sums are taken in the group's rank order, ((part 0 + part 1) + part 2) + ...: the same bits on
- * every rank, whatever the position in the buffer and however the buffer is cut; fp32 only. Sizes
- * are in bytes (gather, send, recv) or in elements of type t (sums), 64 bits wide; 0 is fine.
- * Failures of MPI are fatal (SK_MPI), and so are messages of another size than the receiver gave.
+ * Sums are of fp32 or of the device's act elements. MPI takes them in the group's rank order,
+ * ((part 0 + part 1) + part 2) + ...: the same bits on every rank, whatever the position in the
+ * buffer and however the buffer is cut. NCCL's order is its own, fixed for a size and a set of
+ * GPUs, and the same bits on every rank. Sizes are in bytes (gather, send, recv) or in elements of
+ * type t (sums), 64 bits wide; 0 is fine. Failures of MPI and NCCL are fatal, and so are messages
+ * of another size than the receiver gave.
  */
 #ifndef SK_COMM_H
 #define SK_COMM_H
@@ -66,6 +68,11 @@ typedef struct sk_comm_ops {
   /* Messages between two ranks of the group (or of a rank to itself). The tag tells messages of one
    * pair apart; those with the same tag arrive in the order sent. Both sides give the same size. A
    * receive may be posted before or after its send; waiting for a send may take until then. */
+  /* Between together(begin = true) and together(false) the messages of a rank are independent of
+   * each other, and all ranks concerned give theirs in such a bracket, in one order for each pair.
+   * NCCL then moves them itself, at the end of the bracket; other messages it leaves to MPI,
+   * because a GPU's queue cannot say which of two messages must wait for the other. */
+  void (*together)(sk_group *, sk_stream *, bool begin);
   sk_ticket *(*send)(sk_group *, sk_stream *, const void *src, size_t bytes, int to, int tag);
   sk_ticket *(*recv)(sk_group *, sk_stream *, void *dst, size_t bytes, int from, int tag);
   /* Work enqueued on stream from now on comes after the operation. Frees the ticket; NULL is fine.
@@ -74,9 +81,12 @@ typedef struct sk_comm_ops {
   sk_comm_stats *(*stats)(sk_group *); /* may be cleared by the caller */
 } sk_comm_ops;
 
-extern const sk_comm_ops sk_comm_mpi;  /* comm_mpi.c */
+extern const sk_comm_ops sk_comm_mpi;         /* comm_mpi.c */
+extern const sk_comm_ops *const sk_comm_nccl; /* comm_nccl.c; NULL in a build without NCCL */
 extern const sk_comm_ops sk_comm_plan; /* comm_plan.c: does nothing, needs no MPI (comm may be
-                                          MPI_COMM_NULL); ws sizes are those of comm_mpi's */
+                                          MPI_COMM_NULL) */
+/* comm_plan.c: ws sizes are those of `target`, at first of comm_mpi's. */
+void sk_comm_plan_for(const sk_comm_ops *target);
 
 /* comm_mpi.c: bytes of its largest MPI message; longer ones are cut. 1 GiB; the same on all ranks.
  * Tests make it small. */

@@ -1,5 +1,6 @@
-/* comm_mpi.c: comm.h on MPI, for devices whose memory is the host's. Everything is posted at the
- * call and finished in wait; between the two MPI moves data only where it progresses by itself. */
+/* comm_mpi.c: comm.h on MPI. Everything is posted at the call and finished in wait; between the two
+ * MPI moves data only where it progresses by itself. A device with memory of its own (a GPU) is
+ * served through copies on the host: at the call, after the stream's work so far, and in wait. */
 #include <limits.h>
 #include <string.h>
 #include "src/comm.h"
@@ -8,6 +9,12 @@ const char *const sk_comm_kind_name[SK_COMM_KINDS] = {"gather", "scatter", "redu
 size_t sk_comm_mpi_cut = (size_t)1 << 30;
 
 enum { SEQUENCE = 1 << 15 }; // tags of collectives: what the MPI standard promises at least
+
+typedef struct staging {
+  struct staging *next; // in the pool
+  size_t bytes;
+  char data[];
+} staging;
 
 struct sk_ticket {
   sk_ticket *next; // in the pool
@@ -18,14 +25,23 @@ struct sk_ticket {
   int receives;      // how many of them are checked for their size
   size_t bytes, cut; // each rank's message and how it was cut
   // A sum to take when everything is here. ws has the parts in rank order, without mine if `hole`.
-  float *sum, *ws; // sum NULL: nothing to add
-  const float *own;
+  void *sum, *ws; // sum NULL: nothing to add
+  const void *own;
   int64_t count;
+  sk_dtype type;
   bool hole;
+  // A device with memory of its own: the host's copy, and what of it goes where in wait.
+  staging *host;
+  void *land; // NULL: nothing arrives
+  const char *landing;
+  size_t land_bytes;
 };
 
 struct sk_group {
   const sk_ops *op;
+  sk_device *dev;
+  bool staged;                  // the device's memory is not the host's
+  staging *host;                // copies not in use
   MPI_Comm collective, message; // owned: a tag of one means nothing in the other
   int rank, size;
   int sequence;    // of collectives made of messages
@@ -45,18 +61,19 @@ static void mpi_close(sk_group *g) {
     sk_free(t->status);
     sk_free(t);
   }
+  for (staging *h = g->host, *next; h; h = next) {
+    next = h->next;
+    sk_free(h);
+  }
   SK_MPI(MPI_Comm_free(&g->message));
   SK_MPI(MPI_Comm_free(&g->collective));
   sk_free(g);
 }
 
 static sk_group *mpi_open(MPI_Comm comm, const sk_ops *op, sk_device *dev, sk_err *e) {
-  (void)dev;
   int *limit, found;
-  if (strcmp(op->name, "cpu") != 0)
-    sk_fail(e, SK_FAILED,
-            "MPI cannot reach the memory of device \"%s\"; only the CPU's can be given to it",
-            op->name);
+  if (op == &sk_plan_ops)
+    sk_fail(e, SK_FAILED, "the device \"%s\" has no memory that MPI could send", op->name);
   SK_MPI(MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_TAG_UB, &limit, &found));
   if (found && *limit < SK_COMM_TAGS - 1)
     sk_fail(e, SK_FAILED,
@@ -66,6 +83,8 @@ static sk_group *mpi_open(MPI_Comm comm, const sk_ops *op, sk_device *dev, sk_er
   if (sk_agree(comm, e) != SK_OK) return NULL;
   sk_group *g = sk_calloc(1, sizeof *g);
   g->op = op;
+  g->dev = dev;
+  g->staged = strcmp(op->name, "cpu") != 0;
   SK_MPI(MPI_Comm_dup(comm, &g->collective));
   SK_MPI(MPI_Comm_dup(comm, &g->message));
   SK_MPI(MPI_Comm_rank(comm, &g->rank));
@@ -88,9 +107,31 @@ static sk_ticket *take(sk_group *g, int64_t requests) {
   }
   t->open = true;
   t->n = t->receives = 0;
-  t->sum = NULL;
+  t->sum = t->land = NULL;
+  t->host = NULL;
   g->open++;
   return t;
+}
+
+/* Host memory for a copy: the first in the pool that is large enough, or a new one. */
+static staging *take_staging(sk_group *g, size_t bytes) {
+  for (staging **at = &g->host; *at; at = &(*at)->next) {
+    if ((*at)->bytes < bytes) continue;
+    staging *h = *at;
+    *at = h->next;
+    return h;
+  }
+  staging *h = sk_malloc(sizeof *h + bytes);
+  h->bytes = bytes;
+  return h;
+}
+
+/* In wait, `bytes` of the host's copy go to `dst`; NULL: only the copy is kept until then. */
+static void land_later(sk_ticket *t, staging *h, void *dst, const char *from, size_t bytes) {
+  t->host = h;
+  t->land = dst;
+  t->landing = from;
+  t->land_bytes = bytes;
 }
 
 static void count_call(sk_group *g, sk_comm_kind kind, size_t bytes, int others) {
@@ -168,17 +209,23 @@ static sk_ticket *mpi_all_gather(sk_group *g, sk_stream *st, void *dst, const vo
                                  size_t bytes) {
   count_call(g, SK_COMM_GATHER, bytes, g->size - 1);
   if (bytes == 0) return NULL;
-  char *mine = (char *)dst + (size_t)g->rank * bytes;
-  if (src != mine) g->op->copy(st, mine, src, bytes);
-  if (g->size == 1) return NULL;
-  g->op->sync(st);
-  return gather(g, dst, bytes);
+  const size_t mine = (size_t)g->rank * bytes, all = (size_t)g->size * bytes;
+  if (g->size == 1 || !g->staged) {
+    if (src != (char *)dst + mine) g->op->copy(st, (char *)dst + mine, src, bytes);
+    if (g->size == 1) return NULL;
+    g->op->sync(st);
+    return gather(g, dst, bytes);
+  }
+  staging *h = take_staging(g, all);
+  g->op->to_host(st, h->data + mine, src, bytes);
+  sk_ticket *t = gather(g, h->data, bytes);
+  land_later(t, h, dst, h->data, all);
+  return t;
 }
 
 static size_t array_bytes(int64_t count, sk_dtype t) {
-  SK_CHECK(t == SK_F32 && count >= 0, "a sum of %lld elements of type %d: only fp32 is summed",
-           (long long)count, (int)t);
-  return (size_t)count * sizeof(float);
+  SK_CHECK(count >= 0, "a sum of %lld elements", (long long)count);
+  return (size_t)count * sk_dtype_size(t);
 }
 
 static size_t mpi_scatter_ws(int ranks, int64_t count, sk_dtype t) {
@@ -189,40 +236,61 @@ static size_t mpi_reduce_ws(int ranks, int64_t count, sk_dtype t) {
   return ranks == 1 ? 0 : (size_t)ranks * array_bytes(count, t);
 }
 
-static void sum_later(sk_ticket *t, float *sum, const float *own, float *ws, bool hole,
-                      int64_t count) {
+static void sum_later(sk_ticket *t, void *sum, const void *own, void *ws, bool hole, int64_t count,
+                      sk_dtype type) {
   t->sum = sum;
   t->own = own;
   t->ws = ws;
   t->hole = hole;
   t->count = count;
+  t->type = type;
+}
+
+// The device adds fp32, and its act elements.
+static void check_type(const sk_group *g, sk_dtype type) {
+  SK_CHECK(type == SK_F32 || type == g->op->act(g->dev),
+           "a sum of elements of type %d on device \"%s\"", (int)type, g->op->name);
 }
 
 static sk_ticket *mpi_reduce_scatter(sk_group *g, sk_stream *st, void *dst, const void *src,
                                      int64_t count, sk_dtype type, void *ws) {
-  size_t bytes = array_bytes(count, type);
-  const float *own = (const float *)src + g->rank * count;
+  const size_t bytes = array_bytes(count, type), all = (size_t)g->size * bytes;
+  const char *own = (const char *)src + (size_t)g->rank * bytes;
+  check_type(g, type);
   count_call(g, SK_COMM_SCATTER, bytes, g->size - 1);
   if (count == 0) return NULL;
   if (g->size == 1) {
     if (dst != own) g->op->copy(st, dst, own, bytes);
     return NULL;
   }
-  g->op->sync(st);
-  sk_ticket *t = exchange(g, ws, true, src, bytes, bytes);
-  sum_later(t, dst, own, ws, true, count);
+  staging *h = g->staged ? take_staging(g, 2 * all - bytes) : NULL; // what is sent, what comes
+  if (h)
+    g->op->to_host(st, h->data, src, all);
+  else
+    g->op->sync(st);
+  sk_ticket *t = exchange(g, h ? h->data + all : ws, true, h ? h->data : src, bytes, bytes);
+  if (h) land_later(t, h, ws, h->data + all, all - bytes);
+  sum_later(t, dst, own, ws, true, count, type);
   return t;
 }
 
 static sk_ticket *mpi_all_reduce(sk_group *g, sk_stream *st, void *x, int64_t count, sk_dtype type,
                                  void *ws) {
-  size_t bytes = array_bytes(count, type);
+  const size_t bytes = array_bytes(count, type), all = (size_t)g->size * bytes;
+  const size_t mine = (size_t)g->rank * bytes;
+  check_type(g, type);
   count_call(g, SK_COMM_REDUCE, bytes, g->size - 1);
   if (count == 0 || g->size == 1) return NULL;
-  g->op->copy(st, (char *)ws + (size_t)g->rank * bytes, x, bytes);
-  g->op->sync(st);
-  sk_ticket *t = gather(g, ws, bytes);
-  sum_later(t, x, x, ws, false, count);
+  staging *h = g->staged ? take_staging(g, all) : NULL;
+  if (h) {
+    g->op->to_host(st, h->data + mine, x, bytes);
+  } else {
+    g->op->copy(st, (char *)ws + mine, x, bytes);
+    g->op->sync(st);
+  }
+  sk_ticket *t = gather(g, h ? h->data : ws, bytes);
+  if (h) land_later(t, h, ws, h->data, all);
+  sum_later(t, x, x, ws, false, count, type);
   return t;
 }
 
@@ -231,21 +299,32 @@ static void check_message(const sk_group *g, int peer, int tag) {
            "a message to or from rank %d of %d with tag %d", peer, g->size, tag);
 }
 
+static void mpi_together(sk_group *g, sk_stream *st, bool begin) {
+  (void)g, (void)st, (void)begin; // every message goes its own way here
+}
+
 static sk_ticket *mpi_send(sk_group *g, sk_stream *st, const void *src, size_t bytes, int to,
                            int tag) {
   check_message(g, to, tag);
   count_call(g, SK_COMM_SEND, bytes, to != g->rank);
-  g->op->sync(st);
+  staging *h = g->staged ? take_staging(g, bytes) : NULL;
+  if (h)
+    g->op->to_host(st, h->data, src, bytes);
+  else
+    g->op->sync(st);
   sk_ticket *t = take_messages(g, bytes, 1);
-  post_send(t, g->message, src, to, tag);
+  if (h) land_later(t, h, NULL, NULL, 0);
+  post_send(t, g->message, h ? h->data : src, to, tag);
   return t;
 }
 
 static sk_ticket *mpi_recv(sk_group *g, sk_stream *st, void *dst, size_t bytes, int from, int tag) {
   check_message(g, from, tag);
-  g->op->sync(st); // earlier work may still use dst
+  staging *h = g->staged ? take_staging(g, bytes) : NULL;
+  if (!h) g->op->sync(st); // earlier work may still use dst
   sk_ticket *t = take_messages(g, bytes, 1);
-  post_recv(t, g->message, dst, from, tag);
+  if (h) land_later(t, h, dst, h->data, bytes);
+  post_recv(t, g->message, h ? h->data : dst, from, tag);
   return t;
 }
 
@@ -265,12 +344,16 @@ static void check_sizes(const sk_ticket *t) {
 /* sum = ((part 0 + part 1) + part 2) + ... It may be where my own part is, so on every rank but the
  * first it grows in place of part 0, which is scratch there. */
 static void add_parts(const sk_group *g, sk_stream *st, const sk_ticket *t) {
-  const size_t bytes = (size_t)t->count * sizeof(float);
-  float *acc = g->rank == 0 ? t->sum : t->ws;
+  const size_t bytes = array_bytes(t->count, t->type);
+  void *acc = g->rank == 0 ? t->sum : t->ws;
   if (g->rank == 0 && t->own != acc) g->op->copy(st, acc, t->own, bytes);
   for (int r = 1; r < g->size; r++) {
-    const float *part = r == g->rank ? t->own : t->ws + (r - (t->hole && r > g->rank)) * t->count;
-    g->op->add_f32(st, acc, part, t->count);
+    const void *part = (const char *)t->ws + (size_t)(r - (t->hole && r > g->rank)) * bytes;
+    if (r == g->rank) part = t->own;
+    if (t->type == SK_F32)
+      g->op->add_f32(st, acc, part, t->count);
+    else
+      g->op->add(st, acc, part, t->count);
   }
   if (acc != t->sum) g->op->copy(st, t->sum, acc, bytes);
 }
@@ -280,6 +363,11 @@ static void mpi_wait(sk_group *g, sk_stream *st, sk_ticket *t) {
   SK_CHECK(t->open, "an operation was waited for twice");
   SK_MPI(MPI_Waitall(t->n, t->req, t->status));
   check_sizes(t);
+  if (t->land) g->op->from_host(st, t->land, t->landing, t->land_bytes);
+  if (t->host) {
+    t->host->next = g->host;
+    g->host = t->host;
+  }
   if (t->sum) add_parts(g, st, t);
   t->open = false;
   t->next = g->pool;
@@ -300,6 +388,7 @@ const sk_comm_ops sk_comm_mpi = {
     .reduce_scatter = mpi_reduce_scatter,
     .reduce_ws = mpi_reduce_ws,
     .all_reduce = mpi_all_reduce,
+    .together = mpi_together,
     .send = mpi_send,
     .recv = mpi_recv,
     .wait = mpi_wait,

@@ -6,6 +6,11 @@
 
 static sk_comm_stats g_stats; // stays zero, unless a caller writes to it
 static char g_token;          // what groups point at
+static const sk_comm_ops *g_target = &sk_comm_mpi;
+
+void sk_comm_plan_for(const sk_comm_ops *target) {
+  g_target = target;
+}
 
 static sk_group *plan_open(MPI_Comm comm, const sk_ops *op, sk_device *dev, sk_err *e) {
   return (sk_group *)(void *)&g_token;
@@ -19,7 +24,7 @@ static sk_ticket *plan_all_gather(sk_group *g, sk_stream *st, void *dst, const v
 }
 
 static size_t plan_scatter_ws(int ranks, int64_t count, sk_dtype t) {
-  return sk_comm_mpi.scatter_ws(ranks, count, t);
+  return g_target->scatter_ws(ranks, count, t);
 }
 
 static sk_ticket *plan_reduce_scatter(sk_group *g, sk_stream *st, void *dst, const void *src,
@@ -28,13 +33,15 @@ static sk_ticket *plan_reduce_scatter(sk_group *g, sk_stream *st, void *dst, con
 }
 
 static size_t plan_reduce_ws(int ranks, int64_t count, sk_dtype t) {
-  return sk_comm_mpi.reduce_ws(ranks, count, t);
+  return g_target->reduce_ws(ranks, count, t);
 }
 
 static sk_ticket *plan_all_reduce(sk_group *g, sk_stream *st, void *x, int64_t count, sk_dtype t,
                                   void *ws) {
   return NULL;
 }
+
+static void plan_together(sk_group *g, sk_stream *st, bool begin) {}
 
 static sk_ticket *plan_send(sk_group *g, sk_stream *st, const void *src, size_t bytes, int to,
                             int tag) {
@@ -61,6 +68,7 @@ const sk_comm_ops sk_comm_plan = {
     .reduce_scatter = plan_reduce_scatter,
     .reduce_ws = plan_reduce_ws,
     .all_reduce = plan_all_reduce,
+    .together = plan_together,
     .send = plan_send,
     .recv = plan_recv,
     .wait = plan_wait,

@@ -1,4 +1,5 @@
 #include "src/engine.h"
+#include "src/device.h"
 #include "src/split.h"
 #include <stdio.h>
 #include <string.h>
@@ -95,6 +96,7 @@ static int measure(sk_engine *g, const sk_ops *target, sk_dtype act, size_t byte
                    sk_err *e) {
   sk_ctx *c = &g->ctx;
   const sk_comm_ops *comm = c->comm;
+  sk_comm_plan_for(comm);
   c->op = &sk_plan_ops;
   c->comm = &sk_comm_plan;
   c->dev = sk_plan_open(target, act);
@@ -171,7 +173,6 @@ static int create(sk_engine *g, const sk_config *cfg, const sk_grid *grid, int64
   int parts = grid->n[SK_DP] * grid->n[SK_CP];
   g->cfg = cfg;
   g->grid = grid;
-  c->act = SK_F32;
   c->recompute = g->train ? cfg->train.recompute : SK_RECOMPUTE_NONE;
   c->n_tp = grid->n[SK_TP], c->tp_rank = grid->at[SK_TP];
   c->n_cp = grid->n[SK_CP], c->cp_rank = grid->at[SK_CP];
@@ -209,9 +210,11 @@ int sk_engine_plan(const sk_config *cfg, const sk_ops *op, const int n[SK_NAXES]
   sk_grid grid;
   sk_grid_pretend(&grid, n, rank);
   sk_engine g = {.train = true, .b = cfg->train.micro_batch, .T = cfg->data.sequence};
+  g.ctx.act = sk_device_act(op, cfg);
+  g.ctx.comm = sk_device_comm(op);
   if (create(&g, cfg, &grid, g.T, e) == SK_OK) {
     size_t *slot = sk_calloc((size_t)g.n_slots, sizeof *slot), at = 0;
-    measure(&g, op, SK_F32, bytes, slot, e);
+    measure(&g, op, g.ctx.act, bytes, slot, e);
     sk_free(slot);
     if (params) *params = g.model.reg.count;
     if (layers) layers[0] = 0;
@@ -241,6 +244,18 @@ static int open_groups(sk_engine *g, sk_err *e) {
   return e->code;
 }
 
+/* Adds the plan to an error: what was to be allocated. */
+static void show_plan(const size_t bytes[SK_PARTS], sk_err *e) {
+  double sum = 0;
+  size_t at = strlen(e->msg);
+  for (int i = 0; i < SK_PARTS; i++) sum += (double)bytes[i];
+  at += (size_t)snprintf(e->msg + at, sizeof e->msg - at, "\nThis rank needs %s:", sk_bytes(sum));
+  for (int i = 0; i < SK_PARTS && at < sizeof e->msg; i++)
+    if (bytes[i])
+      at += (size_t)snprintf(e->msg + at, sizeof e->msg - at, "\n  %-16s %12s", sk_part_name[i],
+                             sk_bytes((double)bytes[i]));
+}
+
 static void allocate(sk_engine *g, const size_t bytes[SK_PARTS], const size_t *slot, sk_err *e) {
   sk_ctx *c = &g->ctx;
   for (int i = 0; i < SK_PART_SAVED && !e->code; i++)
@@ -250,12 +265,13 @@ static void allocate(sk_engine *g, const size_t bytes[SK_PARTS], const size_t *s
   if (!e->code) sk_arena_alloc(&g->redo, c->op, c->dev, sk_part_name[SK_PART_REDO], bytes[SK_PART_REDO], e);
   if (!e->code)
     sk_arena_alloc(&c->scratch, c->op, c->dev, sk_part_name[SK_PART_SCRATCH], bytes[SK_PART_SCRATCH], e);
+  if (e->code) show_plan(bytes, e);
 }
 
 int sk_engine_open(sk_engine *g, const sk_config *cfg, const sk_ops *op, const sk_comm_ops *comm,
                    const sk_grid *grid, bool train, int64_t b, int64_t T, int64_t positions, sk_err *e) {
   size_t bytes[SK_PARTS] = {0}, *slot = NULL;
-  *g = (sk_engine){.train = train, .b = b, .T = T, .ctx.comm = comm};
+  *g = (sk_engine){.train = train, .b = b, .T = T, .ctx.comm = comm, .ctx.act = sk_device_act(op, cfg)};
   sk_ctx *c = &g->ctx;
   if (create(g, cfg, grid, positions, e) == SK_OK) {
     slot = sk_calloc((size_t)g->n_slots, sizeof *slot);
@@ -302,8 +318,15 @@ void sk_engine_close(sk_engine *g) {
 
 void sk_engine_set_weights(sk_engine *g, int64_t first, int64_t n, const float *host) {
   sk_ctx *c = &g->ctx;
-  SK_CHECK(c->act == SK_F32, "weights in %zu-byte elements", sk_dtype_size(c->act));
-  c->op->from_host(c->st, sk_at(c, c->weights, first), host, (size_t)n * sizeof(float));
+  if (c->act == SK_F32) {
+    c->op->from_host(c->st, sk_at(c, c->weights, first), host, (size_t)n * sizeof(float));
+    return;
+  }
+  void *act = sk_malloc((size_t)n * sk_dtype_size(c->act));
+  sk_cpu_ops.cast(NULL, act, c->act, host, SK_F32, n); /* needs no stream: host memory is the CPU device's */
+  c->op->from_host(c->st, sk_at(c, c->weights, first), act, (size_t)n * sk_dtype_size(c->act));
+  sk_free(act);
+  if (g->train) sk_optim_set_master(&g->opt, c, first, n, host);
 }
 
 /* Rows row .. row+rows-1 of the shard, drawn like the whole parameter. */

@@ -54,8 +54,8 @@ void sk_engine_close(sk_engine *g);
 /* Not collective: every rank computes its weights (a function of seed and name); m = v = 0. */
 void sk_engine_init(sk_engine *g);
 
-/* Weights first .. first+n-1 of the flat index space from host fp32 (and the fp32 master's share of
- * them, when it is apart). */
+/* Weights first .. first+n-1 of the flat index space from host fp32: the act weights and, where the fp32 master is
+ * apart, my slices of it. */
 void sk_engine_set_weights(sk_engine *g, int64_t first, int64_t n, const float *host);
 
 /* pipeline.c. Collective over pp, tp, cp; with reductions over dp. One step's gradients: `micro` micro-batches of b

@@ -1,5 +1,6 @@
 #include "src/generate.h"
 #include "src/checkpoint.h"
+#include "src/device.h"
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -29,7 +30,7 @@ int sk_decoder_open(sk_decoder *d, const sk_config *cfg, const sk_ops *op, int64
                     sk_err *e) {
   *d = (sk_decoder){.capacity = capacity, .piece = piece};
   sk_grid_pretend(&d->grid, (const int[SK_NAXES]){1, 1, 1, 1}, 0);
-  if (sk_engine_open(&d->engine, cfg, op, &sk_comm_mpi, &d->grid, false, 1, piece, capacity, e) != SK_OK)
+  if (sk_engine_open(&d->engine, cfg, op, sk_device_comm(op), &d->grid, false, 1, piece, capacity, e) != SK_OK)
     return e->code;
   d->cache = sk_calloc((size_t)cfg->n_layers, sizeof *d->cache);
   sk_arena_plan(&d->memory, "cache");
@@ -133,18 +134,27 @@ static int check(const sk_generate_opts *o, const sk_config *c, sk_err *e) {
   return SK_OK;
 }
 
+static int end(sk_decoder *d, sk_config *cfg, sk_ckpt_meta *meta, const sk_err *e) {
+  sk_decoder_close(d);
+  sk_config_free(cfg);
+  sk_ckpt_meta_free(meta);
+  return e->code;
+}
+
 int sk_generate(MPI_Comm comm, const sk_generate_opts *o, sk_err *e) {
   sk_ckpt_meta meta = {0};
   sk_config cfg = {0};
   sk_decoder d = {0};
   bool optimizer;
   if (sk_ckpt_open(comm, o->from, &meta, &optimizer, e) == SK_OK &&
-      sk_config_from_resolved(meta.deck, o->from, &cfg, e) == SK_OK && check(o, &cfg, e) == SK_OK)
-    sk_decoder_open(&d, &cfg, &sk_cpu_ops, (int64_t)strlen(o->prompt) + o->tokens, PIECE, e);
+      sk_config_from_resolved(meta.deck, o->from, &cfg, e) == SK_OK)
+    check(o, &cfg, e);
+  if (sk_agree(comm, e) != SK_OK) return end(&d, &cfg, &meta, e);
+  /* Where the deck says cuda the run had a GPU; what is here now is taken. */
+  int device = cfg.run.device == SK_DEVICE_CPU ? SK_DEVICE_CPU : SK_DEVICE_AUTO;
+  const sk_ops *op = sk_device_choose(comm, device, true, false, e);
+  if (op) sk_decoder_open(&d, &cfg, op, (int64_t)strlen(o->prompt) + o->tokens, PIECE, e);
   if (sk_agree(comm, e) == SK_OK && sk_checkpoint_load(comm, &d.engine, o->from, true, e) == SK_OK)
     write_text(&d, o);
-  sk_decoder_close(&d);
-  sk_config_free(&cfg);
-  sk_ckpt_meta_free(&meta);
-  return e->code;
+  return end(&d, &cfg, &meta, e);
 }

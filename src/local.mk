@@ -10,13 +10,14 @@ libsaker_a_SOURCES += \
   src/bench_step.c \
   src/base.c src/base.h \
   src/checkpoint.c src/checkpoint.h \
-  src/comm.h src/comm_mpi.c src/comm_plan.c \
+  src/comm.h src/comm_mpi.c src/comm_nccl.c src/comm_plan.c \
   src/config.c src/config.h src/config_read.h \
   src/config_layers.c \
   src/config_list.c \
   src/config_value.c \
   src/ctx.h \
   src/data.c src/data.h \
+  src/device.c src/device.h \
   src/engine.c src/engine.h \
   src/generate.c src/generate.h \
   src/grid.c src/grid.h \
@@ -47,3 +48,6 @@ libsaker_a_SOURCES += \
   src/train_save.c \
   src/train_setup.c \
   src/verbs.c src/verbs.h
+
+# Its header is made before it, also when a single program is asked for.
+src/bench.$(OBJEXT): commit.h

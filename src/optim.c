@@ -46,6 +46,16 @@ float *sk_optim_master(const sk_optim *o, const sk_ctx *c, int bucket) {
   return o->master ? o->master + at : (float *)(void *)c->weights + lo;
 }
 
+void sk_optim_set_master(sk_optim *o, sk_ctx *c, int64_t first, int64_t n, const float *host) {
+  for (int k = 0; o->master && k < c->reg->n_buckets; k++) {
+    int64_t lo, hi, state = sk_optim_slice(o, k, &lo, &hi);
+    int64_t from = first > lo ? first : lo, to = first + n < hi ? first + n : hi;
+    if (from < to)
+      c->op->from_host(c->st, o->master + state + (from - lo), host + (from - first),
+                       (size_t)(to - from) * sizeof *host);
+  }
+}
+
 void sk_optim_bind(sk_optim *o, sk_ctx *c, const sk_comm_ops *comm, sk_group *zero, sk_arena *a,
                    sk_arena *exchange) {
   int64_t n = sk_optim_count(o, c->reg);
@@ -131,12 +141,14 @@ void sk_optim_give(sk_optim *o, sk_ctx *c, int bucket) {
   o->next = (o->next + 1) % SK_REDUCES;
   reduce_end(o, c, x);
   x->bucket = bucket;
+  o->comm->together(o->zero, c->st, true);
   for (int i = 0; i < o->parts; i++) {
     if (i == o->part) continue;
     size_t mine = (size_t)(cut[o->part + 1] - cut[o->part]), theirs = (size_t)(cut[i + 1] - cut[i]);
     x->ticket[x->n++] = o->comm->recv(o->zero, c->st, x->buf + i * o->longest, mine * sizeof(float), i, 2 * bucket);
     x->ticket[x->n++] = o->comm->send(o->zero, c->st, c->grads + cut[i], theirs * sizeof(float), i, 2 * bucket);
   }
+  o->comm->together(o->zero, c->st, false);
   sk_timer_end(c->timer);
 }
 
@@ -159,8 +171,11 @@ static void block_norms(sk_optim *o, sk_ctx *c, MPI_Comm zero) {
     if (b0 == b1) continue;
     for (int64_t b = b0; b < b1; b++) o->block_off[b - b0] = sk_block_start(r, b) - lo;
     o->block_off[b1 - b0] = hi - lo;
-    c->op->sqnorm(c->st, o->sq, c->grads + lo, o->block_off, b1 - b0);
-    c->op->to_host(c->st, o->norms + b0, o->sq, (size_t)(b1 - b0) * sizeof(double));
+    c->op->sqnorm(c->st, o->sq + b0, c->grads + lo, o->block_off, b1 - b0);
+  }
+  for (int k = 0; k < r->n_buckets; k++) { /* apart, so that the host waits once */
+    int64_t b0 = cuts(o, o->block, k)[o->part], b1 = cuts(o, o->block, k)[o->part + 1];
+    if (b0 < b1) c->op->to_host(c->st, o->norms + b0, o->sq + b0, (size_t)(b1 - b0) * sizeof(double));
   }
   if (o->parts > 1)
     SK_MPI(MPI_Allreduce(MPI_IN_PLACE, o->norms, (int)r->n_blocks, MPI_DOUBLE, MPI_SUM, zero));
@@ -225,6 +240,7 @@ void sk_optim_gather(sk_optim *o, sk_ctx *c) {
     sk_exchange *x = &o->gather[k];
     size_t mine = (size_t)(cut[o->part + 1] - cut[o->part]);
     x->bucket = k;
+    o->comm->together(o->zero, c->st, true);
     for (int i = 0; i < o->parts; i++) {
       if (i == o->part) continue;
       size_t theirs = (size_t)(cut[i + 1] - cut[i]);
@@ -232,6 +248,7 @@ void sk_optim_gather(sk_optim *o, sk_ctx *c) {
       x->ticket[x->n++] =
           o->comm->send(o->zero, c->st, sk_at(c, c->weights, cut[o->part]), mine * size, i, 2 * k + 1);
     }
+    o->comm->together(o->zero, c->st, false);
   }
   sk_timer_end(c->timer);
 }

@@ -52,6 +52,9 @@ int64_t sk_optim_slice(const sk_optim *o, int bucket, int64_t *lo, int64_t *hi);
 /* The fp32 weights of my slice of a bucket. */
 float *sk_optim_master(const sk_optim *o, const sk_ctx *c, int bucket);
 
+/* Sets what my slices of the fp32 master, where it is apart, have of weights first .. first+n-1 (host). */
+void sk_optim_set_master(sk_optim *o, sk_ctx *c, int64_t first, int64_t n, const float *host);
+
 /* m = v = 0. */
 void sk_optim_reset(sk_optim *o, sk_ctx *c);
 

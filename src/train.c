@@ -158,6 +158,7 @@ static void farewell(sk_train *t, bool stopped) {
            signal ? signal : t->opts->max_time > 0 ? "--max-time" : "asked by another rank",
            t->saved_path);
   sk_timer_print(&t->timer, t->grid.world);
+  if (t->engine.ctx.op == sk_cuda) sk_say("  (the host's time: work on the GPU counts where the host waits for it)");
   sk_run_status(t->run, stopped ? "incomplete" : "complete", t->meta.step, t->cfg.train.steps,
                 t->saved_path, "");
   if (sk_run_plot(t->run)) sk_say("\nLoss curve: %s/loss.png", dir);

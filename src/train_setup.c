@@ -1,5 +1,6 @@
 /* train_setup.c: everything before the first step: deck, grid, run folder, restart, memory, weights. */
 #include "src/checkpoint.h"
+#include "src/device.h"
 #include "src/hf_json.h"
 #include "src/layout.h"
 #include "src/placement.h"
@@ -9,12 +10,6 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
-
-static const sk_ops *device_table(const sk_config *c, sk_err *e) {
-  if (c->run.device == SK_DEVICE_CUDA)
-    sk_fail(e, SK_USAGE, "run.device: cuda: this build has no CUDA backend. Set run.device to cpu or auto.");
-  return &sk_cpu_ops;
-}
 
 /* Data sets open and fit the model, in every mode. */
 static int open_data(MPI_Comm comm, sk_train *t, sk_err *e) {
@@ -114,7 +109,14 @@ static void header(const sk_train *t) {
   sk_say("Saker %s, %d rank%s: tp %d x cp %d x pp %d x dp %d", PACKAGE_VERSION, t->grid.size,
          t->grid.size == 1 ? "" : "s", n[SK_TP], n[SK_CP], n[SK_PP], n[SK_DP]);
   sk_say("Device  %s", g->ctx.op->describe(g->ctx.dev));
-  if (c->train.dtype == SK_DTYPE_BF16) sk_say("Note    train.dtype bf16 is computed in fp32 on the CPU");
+  if (c->train.dtype == SK_DTYPE_BF16 && g->ctx.act == SK_F32)
+    sk_say("Note    train.dtype bf16 is computed in fp32 on the CPU");
+  sk_err why = {0};
+  if (c->run.device == SK_DEVICE_AUTO && sk_cuda && g->ctx.op != sk_cuda && sk_cuda->count(&why) == 0)
+    sk_say("Note    run.device auto takes the CPU: %s", why.msg);
+  if (t->grid.size > 1 && g->ctx.op == sk_cuda)
+    sk_say("Comm    between GPUs by %s", sk_comm_nccl ? "NCCL; between pipeline stages through the host by MPI"
+                                                      : "MPI through the host: this program was built without NCCL");
   sk_say("Model   %s parameters, %lld layers of %s", sk_si((double)g->model.all.count),
          (long long)c->n_layers, c->pattern);
   sk_say("Data    %s tokens, %lld windows of %lld; %lld x %lld tokens per step, %.2f passes in all",
@@ -145,7 +147,7 @@ static int open_run(sk_train *t, const sk_ops *op, sk_err *e) {
   if (find_restart(t, path, sizeof path, e) != SK_OK) return e->code;
   if (path[0] && check_restart(t, path, &weights_only, e) != SK_OK) return e->code;
   if (open_data(t->grid.world, t, e) != SK_OK) return e->code;
-  if (sk_engine_open(&t->engine, c, op, &sk_comm_mpi, &t->grid, true, c->train.micro_batch, T, T, e) != SK_OK)
+  if (sk_engine_open(&t->engine, c, op, sk_device_comm(op), &t->grid, true, c->train.micro_batch, T, T, e) != SK_OK)
     return e->code;
   if (fill_weights(t, path, weights_only, e) != SK_OK) return e->code;
   if (!t->meta.run_id[0]) new_run_id(t);
@@ -162,7 +164,7 @@ static int open_run(sk_train *t, const sk_ops *op, sk_err *e) {
   sk_run_write(t->run, "deck.yaml", c->resolved, e);
   if (sk_agree(t->grid.world, e) != SK_OK) return e->code;
   header(t);
-  sk_placement_report(&t->grid, -1);
+  sk_placement_report(&t->grid, op == sk_cuda ? t->grid.node_rank : -1);
   note_start(t, path);
   return SK_OK;
 }
@@ -175,8 +177,8 @@ int sk_train_open(MPI_Comm comm, const sk_train_opts *opts, sk_train *t, bool *d
   SK_MPI(MPI_Comm_size(comm, &ranks));
   if (*done && opts->ranks > 0) ranks = opts->ranks;
   if (sk_config_read(comm, opts->deck, opts->n_set, opts->set, &t->cfg, e) != SK_OK) return e->code;
-  const sk_ops *op = device_table(&t->cfg, e);
-  if (e->code) return e->code;
+  const sk_ops *op = sk_device_choose(comm, t->cfg.run.device, false, *done, e);
+  if (!op) return e->code;
   if (*done) return report_only(comm, t, ranks, op, e);
   if (sk_layout_grid(&t->cfg, ranks, n, e) != SK_OK) return e->code;
   sk_grid_create(&t->grid, comm, n);

@@ -94,6 +94,17 @@ for n in 1 2; do
   ranks $n train -i deck.yaml --dry-run --ranks 4 && grep -q 'activations' log && grep -q 'model.layers.0.mamba.A_log' log
   ok $? "$n ranks: --dry-run prints layers, parameters and memory"
 
+  # --- the device ---
+  if ! { nvidia-smi -L 2>/dev/null | grep -q GPU; }; then
+    ranks $n train -i deck.yaml --set run.device=cuda
+    [ $? != 0 ] && grep -q -e '--with-cuda' -e 'run.device: cpu' log && ! [ -e run ] &&
+      [ "$(grep -c '^saker: ' log)" = 1 ]
+    ok $? "$n ranks: a GPU asked for and absent, one message that names the cure" || say_log log
+    ranks $n train -i deck.yaml --set run.device=auto --set train.steps=1 && grep -q '^Device  .*OpenMP' log
+    ok $? "$n ranks: auto takes the CPU where there is no GPU" || say_log log
+    rm -rf run
+  fi
+
   # --- data ---
   head -c "$(($(wc -c <text.h5) * 2 / 3))" text.h5 >cut.h5
   ranks $n train -i deck.yaml --set 'data.train=[{path: cut.h5}]'

@@ -1,5 +1,6 @@
 /* comm.c: every operation of comm.h on the MPI table against a plain computation, with messages
- * whole and cut, on 1 to 4 ranks. */
+ * whole and cut, on 1 to 4 ranks; once on the CPU device, once on one that has its copies made on
+ * the host, as a GPU has (the same memory under another name). */
 #include "src/comm.h"
 #include <string.h>
 #include "tests/tap.h"
@@ -8,6 +9,7 @@ enum { GUARD = 64, BIG = 70001 }; // bytes on either side of outputs; elements
 
 static const sk_comm_ops *const comm = &sk_comm_mpi;
 static sk_ops ops; // the CPU's table, counting synchronisations
+static bool far;   // its memory is not the host's
 static sk_device *dev;
 static sk_stream *st;
 static sk_group *group;
@@ -16,6 +18,11 @@ static int syncs;
 static void counted_sync(sk_stream *s) {
   syncs++;
   sk_cpu_ops.sync(s);
+}
+
+static void counted_to_host(sk_stream *s, void *host, const void *at, size_t bytes) {
+  syncs++;
+  sk_cpu_ops.to_host(s, host, at, bytes);
 }
 
 // ---- data: functions of (rank, index, key) ----
@@ -337,6 +344,79 @@ static void messages(const char *how) {
   tap_ok(tags(), "tags tell messages apart; equal ones keep their order, messages %s", how);
 }
 
+/* Everybody to everybody in one bracket, in one order for each pair; what is sent differs by pair.
+ */
+static void brackets(void) {
+  enum { N = 5000 };
+  const size_t all = N * (size_t)tap_size;
+  unsigned char *src = bytes_of(tap_rank, all, 60), *dst = buffer(all);
+  sk_ticket *t[8];
+  int n = 0;
+  comm->together(group, st, true);
+  for (int r = 0; r < tap_size; r++) {
+    if (r == tap_rank) continue;
+    t[n++] = comm->recv(group, st, dst + N * r, N, r, 3);
+    t[n++] = comm->send(group, st, src + N * r, N, r, 3);
+  }
+  comm->together(group, st, false);
+  while (n > 0) comm->wait(group, st, t[--n]);
+  bool ok = true;
+  for (int r = 0; r < tap_size; r++)
+    for (size_t i = 0; i < N && r != tap_rank; i++)
+      ok = ok && dst[N * r + (int)i] == byte(r, N * (size_t)tap_rank + i, 60);
+  release(src, all, &ok);
+  release(dst, all, &ok);
+  tap_ok(ok, "messages in a bracket");
+}
+
+// ---- bf16, which only a device adds whose act elements it is ----
+
+static sk_dtype act_bf16(const sk_device *d) {
+  (void)d;
+  return SK_BF16;
+}
+
+static void add_bf16(sk_stream *s, void *y, const void *x, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    float a, b;
+    sk_cpu_ops.cast(s, &a, SK_F32, (uint16_t *)y + i, SK_BF16, 1);
+    sk_cpu_ops.cast(s, &b, SK_F32, (const uint16_t *)x + i, SK_BF16, 1);
+    a += b;
+    sk_cpu_ops.cast(s, (uint16_t *)y + i, SK_BF16, &a, SK_F32, 1);
+  }
+}
+
+static void half_sums(void) {
+  enum { N = 300 };
+  sk_err e = {0};
+  sk_ops half = ops;
+  half.name = "far", half.act = act_bf16, half.add = add_bf16;
+  sk_group *g = comm->open(MPI_COMM_WORLD, &half, dev, &e);
+  const int64_t all = N * tap_size;
+  size_t need = comm->scatter_ws(tap_size, N, SK_BF16);
+  float *x = buffer((size_t)all * 4);
+  uint16_t *src = buffer((size_t)all * 2), *dst = buffer(N * 2), *ws = buffer(need);
+  bool ok = need == (size_t)(tap_size - 1) * N * 2;
+  fill(x, all, 0, 70);
+  sk_cpu_ops.cast(st, src, SK_BF16, x, SK_F32, all);
+  comm->wait(g, st, comm->reduce_scatter(g, st, dst, src, N, SK_BF16, ws));
+  for (int64_t i = 0; i < N; i++) { // the same in order
+    uint16_t sum = 0, part;
+    for (int r = 0; r < tap_size; r++) {
+      float v = value(r, N * tap_rank + i, 70);
+      sk_cpu_ops.cast(st, r ? &part : &sum, SK_BF16, &v, SK_F32, 1);
+      if (r) add_bf16(st, &sum, &part, 1);
+    }
+    ok = ok && sum == dst[i];
+  }
+  release(x, (size_t)all * 4, &ok);
+  release(src, (size_t)all * 2, &ok);
+  release(dst, N * 2, &ok);
+  release(ws, need, &ok);
+  comm->close(g);
+  tap_ok(ok, "reduce_scatter of bf16");
+}
+
 // ---- the table's other promises ----
 
 static void statistics(void) {
@@ -378,9 +458,9 @@ static void stream_and_pool(void) {
                    : k == 1 ? comm->reduce_scatter(group, st, x, z, 4, SK_F32, ws)
                    : k == 2 ? comm->all_reduce(group, st, x, 4, SK_F32, ws)
                             : comm->recv(group, st, y, sizeof x, tap_rank, 1);
-    synced = synced && (syncs > before || (k < 3 && tap_size == 1));
+    synced = synced && (syncs > before || (k < 3 && tap_size == 1) || (k == 3 && far));
     sk_ticket *u = k < 3 ? NULL : comm->send(group, st, x, sizeof x, tap_rank, 1);
-    synced = synced && (!u || syncs > before + 1);
+    synced = synced && (!u || syncs > before + !far);
     comm->wait(group, st, u);
     comm->wait(group, st, t);
   }
@@ -401,7 +481,7 @@ static void stream_and_pool(void) {
 
 static bool complete(const sk_comm_ops *c) {
   return c->name && c->open && c->close && c->all_gather && c->scatter_ws && c->reduce_scatter &&
-         c->reduce_ws && c->all_reduce && c->send && c->recv && c->wait && c->stats;
+         c->reduce_ws && c->all_reduce && c->together && c->send && c->recv && c->wait && c->stats;
 }
 
 static void tables(void) {
@@ -411,7 +491,7 @@ static void tables(void) {
   // Only one rank has the wrong device; nobody hangs.
   bool wrong = tap_rank == tap_size - 1;
   sk_group *g = comm->open(MPI_COMM_WORLD, wrong ? &sk_plan_ops : &ops, wrong ? plan : dev, &e);
-  tap_ok(!g && e.code == SK_FAILED && strstr(e.msg, "\"plan\""), "memory that MPI cannot reach: %s",
+  tap_ok(!g && e.code == SK_FAILED && strstr(e.msg, "\"plan\""), "a device without memory: %s",
          e.msg);
   e = (sk_err){0};
   const sk_comm_ops *c = &sk_comm_plan;
@@ -459,28 +539,37 @@ int main(int argc, char **argv) {
   sk_err e = {0};
   ops = sk_cpu_ops;
   ops.sync = counted_sync;
+  ops.to_host = counted_to_host;
   dev = ops.open(0, SK_F32, &e);
   SK_CHECK(dev, "%s", e.msg);
   st = ops.stream_create(dev);
   tables();
-  group = comm->open(MPI_COMM_WORLD, &ops, dev, &e);
-  SK_CHECK(group, "%s", e.msg);
   order_matters();
   const size_t whole = sk_comm_mpi_cut;
-  for (int cut = 0; cut < 2; cut++) {
-    const char *how = cut ? "cut" : "whole";
-    sk_comm_mpi_cut = cut ? 997 : whole; // not a multiple of an element
-    gathers(how);
-    sums(how);
-    in_flight(how);
-    messages(how);
+  for (int device = 0; device < 2; device++) {
+    far = device == 1;
+    ops.name = far ? "far" : "cpu";
+    group = comm->open(MPI_COMM_WORLD, &ops, dev, &e);
+    SK_CHECK(group, "%s", e.msg);
+    for (int cut = 0; cut < 2; cut++) {
+      char how[64];
+      snprintf(how, sizeof how, "%s%s", cut ? "cut" : "whole",
+               far ? ", by copies on the host" : "");
+      sk_comm_mpi_cut = cut ? 997 : whole; // not a multiple of an element
+      gathers(how);
+      sums(how);
+      in_flight(how);
+      messages(how);
+    }
+    cutting();
+    sk_comm_mpi_cut = whole;
+    brackets();
+    statistics();
+    stream_and_pool();
+    subgroup();
+    comm->close(group);
   }
-  cutting();
-  sk_comm_mpi_cut = whole;
-  statistics();
-  stream_and_pool();
-  subgroup();
-  comm->close(group);
+  half_sums();
   ops.stream_destroy(st);
   ops.close(dev);
   return tap_done();

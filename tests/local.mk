@@ -7,12 +7,14 @@ check_PROGRAMS += \
   tests/comm_count.8 \
   tests/config.1 tests/config.2 \
   tests/data.1 tests/data.2 \
+  tests/device.1 tests/devices.2 \
   tests/generate.1 \
   tests/grid.1 tests/grid.4 tests/grid.8 \
   tests/layout.1 \
   tests/model.1 \
   tests/nan.8 \
   tests/ops.1 \
+  tests/optim.1 \
   tests/ops_mamba.1 \
   tests/parity.8 \
   tests/plan.8 \
@@ -34,6 +36,9 @@ tests_config_1_SOURCES = tests/config.c tests/tap.h
 tests_config_2_SOURCES = $(tests_config_1_SOURCES)
 tests_data_1_SOURCES = tests/data.c tests/tap.h
 tests_data_2_SOURCES = $(tests_data_1_SOURCES)
+tests_device_1_SOURCES = tests/device.c tests/device_check.c tests/device_check.h tests/device_engine.c \
+  tests/device_mixer.c tests/device_tap.h tests/small_model.h tests/tap.h
+tests_devices_2_SOURCES = tests/devices.c tests/small_model.h tests/tap.h
 tests_generate_1_SOURCES = tests/generate.c tests/small_model.h tests/tap.h
 tests_golden_1_SOURCES = tests/golden.c tests/tap.h
 tests_grid_1_SOURCES = tests/grid.c tests/tap.h
@@ -42,6 +47,7 @@ tests_grid_8_SOURCES = $(tests_grid_1_SOURCES)
 tests_layout_1_SOURCES = tests/layout.c tests/small_model.h tests/tap.h
 tests_model_1_SOURCES = tests/model.c tests/small_model.h tests/tap.h
 tests_nan_8_SOURCES = tests/nan.c tests/on_grid.h tests/small_model.h tests/tap.h
+tests_optim_1_SOURCES = tests/optim.c tests/small_model.h tests/tap.h
 tests_ops_1_SOURCES = tests/ops.c tests/ops_check.h tests/ref_ops.c tests/ref_ops.h tests/tap.h
 tests_ops_mamba_1_SOURCES = tests/ops_mamba.c tests/ops_check.h tests/ref_mamba.c tests/ref_mamba.h \
   tests/tap.h

@@ -86,9 +86,22 @@ start() {
   return 1
 }
 
-# Exactly the daemons that start left behind, by their pid files.
+# The jobs, whose steps would outlive the daemons; then exactly the daemons that start left behind, by their pid
+# files (munged may be about to write its own).
 stop() {
   local pid
+  export SLURM_CONF="$dir/slurm.conf"
+  if [ -s "$dir/slurmctld.pid" ]; then
+    timeout 10 scancel --user="$(id -un)" 2>/dev/null || true
+    for _ in $(seq 40); do
+      [ -n "$(timeout 5 squeue -h 2>/dev/null)" ] || break
+      sleep 0.5
+    done
+  fi
+  for _ in $(seq 20); do
+    [ ! -s "$dir/munged.pid" ] || break
+    sleep 0.1
+  done
   for pid in "$dir"/slurmd.*.pid "$dir/slurmctld.pid" "$dir/munged.pid"; do
     [ -s "$pid" ] && kill "$(cat "$pid")" 2>/dev/null
   done

@@ -65,8 +65,8 @@ goes_on() {
 : >s_quiet
 
 # --- signals to the launcher ---
-# An interrupted mpirun kills the ranks one second after it has told them: too soon where many tests share a core.
-export OMPI_MCA_odls_base_sigkill_timeout=5 PRTE_MCA_odls_base_sigkill_timeout=5
+# By default an interrupted mpirun kills the ranks one second after it has told them: too soon where many tests share a core.
+export OMPI_MCA_odls_base_sigkill_timeout=60 PRTE_MCA_odls_base_sigkill_timeout=60
 for signal in USR1 INT; do
   begin $signal
   kill -$signal "$job"

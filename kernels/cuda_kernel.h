@@ -1,0 +1,269 @@
+/* cuda_kernel.h: what the simple kernels share: wide loads, sums over a block, the shapes of
+ * launches and sums over tokens. For .cu files of kernels/ only.
+ *
+ * A kernel is a template over the element type T (float or bf16) and V, the elements that a thread
+ * moves at once: 16 bytes' worth where every pointer and row allows it, else 1. */
+#ifndef SK_CUDA_KERNEL_H
+#define SK_CUDA_KERNEL_H
+#include <cuda_bf16.h>
+#include "kernels/cuda.h"
+
+namespace {
+
+using bf16 = __nv_bfloat16;
+constexpr int THREADS = 256;
+
+// ---- elements ----
+
+__device__ inline float to_float(float x) {
+  return x;
+}
+__device__ inline float to_float(bf16 x) {
+  return __bfloat162float(x);
+}
+__device__ inline void from_float(float &y, float x) {
+  y = x;
+}
+__device__ inline void from_float(bf16 &y, float x) {
+  y = __float2bfloat16_rn(x);
+}
+// What is left of x in an element of type T.
+template <class T>
+__device__ inline float rounded(float x) {
+  T y;
+  from_float(y, x);
+  return to_float(y);
+}
+
+// V elements, in accesses of 16 bytes (or of all of them, when they are 8).
+template <int V, class T>
+__device__ inline void load(float (&x)[V], const T *p) {
+  constexpr int bytes = V * sizeof(T);
+  if constexpr (bytes % 16 == 0) {
+    constexpr int E = 16 / sizeof(T);
+#pragma unroll
+    for (int i = 0; i < V; i += E) {
+      union {
+        uint4 all;
+        T each[E];
+      } u = {*reinterpret_cast<const uint4 *>(p + i)};
+#pragma unroll
+      for (int j = 0; j < E; j++) x[i + j] = to_float(u.each[j]);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < V; i++) x[i] = to_float(p[i]);
+  }
+}
+
+template <int V, class T>
+__device__ inline void store(T *p, const float (&x)[V]) {
+  constexpr int bytes = V * sizeof(T);
+  if constexpr (bytes % 16 == 0) {
+    constexpr int E = 16 / sizeof(T);
+#pragma unroll
+    for (int i = 0; i < V; i += E) {
+      T each[E];
+#pragma unroll
+      for (int j = 0; j < E; j++) from_float(each[j], x[i + j]);
+      uint4 all;
+      memcpy(&all, each, 16);
+      *reinterpret_cast<uint4 *>(p + i) = all;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < V; i++) from_float(p[i], x[i]);
+  }
+}
+
+// ---- functions ----
+
+__device__ inline float sigmoid(float x) {
+  return 1.0f / (1.0f + expf(-x));
+}
+__device__ inline float silu(float x) {
+  return x / (1.0f + expf(-x));
+}
+// log(1 + e^x) without overflow.
+__device__ inline float softplus(float x) {
+  return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x)));
+}
+
+// ---- sums over a block; all threads get the result, the order is fixed ----
+
+struct plus {
+  template <class X>
+  __device__ X operator()(X a, X b) const {
+    return a + b;
+  }
+};
+struct larger {
+  __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
+};
+
+// blockDim.x: a multiple of 32, at most 1024. `zero`: what changes nothing.
+template <class X, class F>
+__device__ inline X block_all(X x, X zero, F f) {
+  __shared__ X part[32];
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+#pragma unroll
+  for (int i = 16; i > 0; i /= 2) x = f(x, __shfl_xor_sync(~0u, x, i));
+  if (warps == 1) return x;
+  __syncthreads(); // the last use of part is over
+  if (lane == 0) part[warp] = x;
+  __syncthreads();
+  x = lane < warps ? part[lane] : zero;
+#pragma unroll
+  for (int i = 16; i > 0; i /= 2) x = f(x, __shfl_xor_sync(~0u, x, i));
+  return x;
+}
+
+template <class X>
+__device__ inline X block_sum(X x) {
+  return block_all(x, X(0), plus());
+}
+
+// ---- launches ----
+
+inline int64_t up(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+inline int64_t least(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+
+// Threads for one row of `cols` accesses: a power of two, 32 to `most`.
+inline int row_threads(int64_t cols, int most = 1024) {
+  int t = 32;
+  while (t < most && t < cols) t *= 2;
+  return t;
+}
+
+// n rows of `cols` accesses each: see SK_ROWS.
+struct rows_shape {
+  dim3 grid, block;
+};
+inline rows_shape rows(int64_t n, int64_t cols) {
+  int x = 1;
+  while (x < THREADS && x < cols) x *= 2;
+  int y = THREADS / x;
+  return {dim3((unsigned)up(cols, x), (unsigned)least(up(n, y), 65535)), dim3(x, y)};
+}
+// In a kernel launched like that: for all rows t, with this thread's access c < cols.
+#define SK_ROWS(t, n, c, cols)                                                \
+  if (int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; c < (cols)) \
+    for (int64_t t = (int64_t)blockIdx.y * blockDim.y + threadIdx.y; t < (n); \
+         t += (int64_t)gridDim.y * blockDim.y)
+
+// n elements in one row.
+inline unsigned blocks(int64_t n) {
+  return (unsigned)least(up(n, THREADS), 1 << 16);
+}
+#define SK_EACH(i, n)                                                       \
+  for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < (n); \
+       i += (int64_t)gridDim.x * blockDim.x)
+
+// All of these numbers of elements and pointers allow accesses of V elements of `size` bytes.
+inline bool fits(int V, std::initializer_list<int64_t> counts,
+                 std::initializer_list<const void *> pointers) {
+  for (int64_t n : counts)
+    if (n % V) return false;
+  for (const void *p : pointers)
+    if ((uintptr_t)p % 16) return false;
+  return true;
+}
+
+template <class T>
+struct type_tag {
+  typedef T type;
+};
+template <int N>
+struct number {
+  static constexpr int value = N;
+};
+
+// f(type_tag<T>, number<V>) for the stream's act type; wide(V): whether V elements at once fit.
+template <class W, class F>
+inline void by_type(sk_stream *s, W wide, F f) {
+  if (sk_cuda_act(s) == SK_F32) {
+    if (wide(4))
+      f(type_tag<float>(), number<4>());
+    else
+      f(type_tag<float>(), number<1>());
+  } else {
+    if (wide(8))
+      f(type_tag<bf16>(), number<8>());
+    else
+      f(type_tag<bf16>(), number<1>());
+  }
+}
+#define SK_TYPE(tag) typename decltype(tag)::type
+#define SK_NUMBER(v) decltype(v)::value
+
+// ---- sums over tokens: out[c] += scale * sum over t of f(t, c) ----
+
+// n tokens in `count` parts of `size`; depends on the sizes alone.
+struct cut {
+  int64_t size, count;
+};
+inline cut cut_tokens(int64_t n, int64_t cols) {
+  int64_t most = SK_CUDA_SCRATCH / (int64_t)sizeof(float) / (cols > 0 ? cols : 1);
+  SK_CHECK(most > 0, "a sum over tokens of %lld columns", (long long)cols);
+  most = least(most, 256);
+  int64_t size = up(n, most) > 32 ? up(n, most) : 32;
+  return {size, up(n, size)};
+}
+
+// part[blockIdx.y][cols]. A block has blockDim.x accesses of V columns; its blockDim.y rows of
+// threads take turns with the tokens. f(t, c, x): the V values of token t from column c on.
+template <int V, class F>
+__global__ void token_sums(float *part, F f, int64_t n, int64_t cols, int64_t size) {
+  extern __shared__ float turn[]; // [blockDim.y][blockDim.x * V]
+  int64_t c = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
+  int64_t first = blockIdx.y * size, end = first + size < n ? first + size : n;
+  float sum[V] = {}, x[V];
+  if (c < cols) {
+    for (int64_t t = first + threadIdx.y; t < end; t += blockDim.y) {
+      f(t, c, x);
+#pragma unroll
+      for (int i = 0; i < V; i++) sum[i] += x[i];
+    }
+  }
+  int width = blockDim.x * V;
+#pragma unroll
+  for (int i = 0; i < V; i++) turn[threadIdx.y * width + threadIdx.x * V + i] = sum[i];
+  __syncthreads();
+  if (threadIdx.y > 0 || c >= cols) return;
+  for (int y = 1; y < (int)blockDim.y; y++)
+#pragma unroll
+    for (int i = 0; i < V; i++) sum[i] += turn[y * width + threadIdx.x * V + i];
+#pragma unroll
+  for (int i = 0; i < V; i++) part[blockIdx.y * cols + c + i] = sum[i];
+}
+
+static __global__ void add_parts(float *out, const float *part, int64_t count, int64_t cols,
+                                 double scale) {
+  SK_EACH(c, cols) {
+    double sum = 0;
+    for (int64_t i = 0; i < count; i++) sum += part[i * cols + c];
+    out[c] = (float)(out[c] + scale * sum);
+  }
+}
+
+template <int V, class F>
+inline void sum_tokens(sk_stream *s, float *out, F f, int64_t n, int64_t cols, double scale) {
+  if (n == 0 || cols == 0) return;
+  cut k = cut_tokens(n, cols);
+  float *part = (float *)sk_cuda_scratch(s, (size_t)(k.count * cols) * sizeof *part);
+  int x = 1;
+  while (x < 64 && x < cols / V) x *= 2;
+  dim3 block(x, THREADS / x), grid((unsigned)up(cols / V, x), (unsigned)k.count);
+  size_t bytes = (size_t)THREADS * V * sizeof(float);
+  token_sums<V><<<grid, block, bytes, sk_cuda_stream(s)>>>(part, f, n, cols, k.size);
+  SK_CUDA(cudaGetLastError());
+  add_parts<<<blocks(cols), THREADS, 0, sk_cuda_stream(s)>>>(out, part, k.count, cols, scale);
+  SK_CUDA(cudaGetLastError());
+}
+
+} // namespace
+#endif

@@ -1,0 +1,402 @@
+/* cuda_ssd.cu: the SSD recurrence in chunks, forward (section 3.3; cuda_ssd.h has the plan).
+ *
+ *   prepare  dt and cs of every token and head
+ *   walk     the state before every chunk, one block per 64 rows and 128 columns of a state
+ *   output   y, one block per chunk and group, head after head:
+ *              y_i = sum_{j <= i} (C_i . B_j) L_ij dt_j x_j + in_i S C_i + D x_i
+ *
+ * C B^T stays in registers for all heads, and a warp's rows of M = (C B^T) L dt go from one product to the next
+ * without leaving them. */
+#include "kernels/cuda_ssd.h"
+#include "kernels/cuda_ssd_plain.h"
+
+namespace {
+
+// Base-2 exponent of what forgets everything: 2^x is 0 for it and anything below.
+constexpr double NOTHING = -256;
+
+// ---- steps ----
+
+// A warp per (sequence, chunk, head), two tokens a lane. Sums in double, each then rounded once.
+__global__ void prepare(ssd_call c) {
+  int i = (int)(blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32), lane = (int)threadIdx.x % 32;
+  if (i >= c.b * c.chunks * c.nh) return;
+  int h = i % c.nh;
+  ssd_chunk a = chunk_at(c, i / c.nh, SSD_TOKENS);
+  double A = -exp((double)to_float(((const bf16 *)c.A_log)[h])) * 1.4426950408889634, cs[2];
+  float dt[2];
+#pragma unroll
+  for (int e = 0; e < 2; e++) {
+    int t = 2 * lane + e;
+    bool here = t < a.n;
+    dt[e] = here ? c.dt[(a.row + t) * c.nh + h] : 0.0f;
+    bool begins = here && c.start[a.row + t] == a.first + t;
+    cs[e] = begins ? NOTHING : fmax(dt[e] * A, NOTHING);
+  }
+  double sum = cs[0] + cs[1];
+#pragma unroll
+  for (int d = 1; d < 32; d *= 2) {
+    double before = __shfl_up_sync(~0u, sum, d);
+    if (lane >= d) sum += before;
+  }
+  float4 two = make_float4((float)(sum - cs[1]), dt[0], (float)sum, dt[1]);
+  *(float4 *)(c.steps + steps_at(c, a, h) + 2 * lane) = two;
+}
+
+// ---- walk ----
+
+template <int NW> struct walk_memory {
+  struct {
+    bf16 u[SSD_TOKENS * SSD_ROWS], v[SSD_TOKENS * NW];
+    float2 steps[SSD_TOKENS];
+  } in[2];
+  bf16 turn[SSD_ROWS * NW];
+};
+
+// A block's part of a state: rows p0 .. of P, columns n0 .. of N, of one head.
+struct walk_part {
+  int seq, h, p0, n0, p, n; // p, n: rows and columns there are
+};
+
+template <int NW> __device__ inline walk_part part_of_block(const ssd_call &c) {
+  int columns = (c.N + NW - 1) / NW, i = (int)blockIdx.x;
+  walk_part a;
+  a.n0 = i % columns * NW, i /= columns;
+  a.p0 = i % c.slices * SSD_ROWS, i /= c.slices;
+  a.h = i % c.nh, a.seq = i / c.nh;
+  a.p = min(SSD_ROWS, c.P - a.p0), a.n = min(NW, c.N - a.n0);
+  return a;
+}
+
+// f(the element's place in [P][N], c) for the elements of the block's part that a thread has.
+template <int NW, class F>
+__device__ inline void each_element(const ssd_call &c, const walk_part &a, float (&S)[NW / 8][4], F f) {
+  int lane = (int)threadIdx.x % 32, row = (int)threadIdx.x / 32 * 16 + lane / 4;
+#pragma unroll
+  for (int i = 0; i < NW / 8; i++)
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      int p = row + e / 2 * 8, n = 8 * i + lane % 4 * 2 + e % 2;
+      if (p < a.p && n < a.n) f((int64_t)(a.p0 + p) * c.N + a.n0 + n, S[i][e]);
+    }
+}
+
+template <int NW>
+__device__ inline void walk_load(const ssd_call &c, const ssd_walk &w, const walk_part &a, int k,
+                                 walk_memory<NW> &m, int turn) {
+  auto &in = m.in[turn];
+  ssd_chunk t = chunk_at(c, a.seq * c.chunks + k, SSD_TOKENS);
+  load_tile<SSD_ROWS>(in.u, w.u + t.row * w.ldu + (int64_t)a.h * c.P + a.p0, w.ldu, t.n, a.p, w.wide_u);
+  load_tile<NW>(in.v, w.v + t.row * c.ld + (int64_t)(a.h / c.heads) * c.N + a.n0, c.ld, t.n, a.n, c.wide_B);
+  load_steps(in.steps, c.steps + steps_at(c, t, a.h));
+  cp_async_commit();
+}
+
+// S = keep S + sum over the tokens of f_j u_j v_j^T; f: dt and what is left at the chunk's end, or backwards what
+// is left of the chunk's begin.
+template <int NW>
+__device__ inline void walk_step(float (&S)[NW / 8][4], const walk_memory<NW> &m, int turn, bool back) {
+  const auto &in = m.in[turn];
+  int warp = (int)threadIdx.x / 32, t = (int)threadIdx.x % 4;
+  float end = in.steps[SSD_TOKENS - 1].x, keep = fast_exp2(end);
+  uint32_t us = columns_address<SSD_ROWS>(in.u, 0);
+  const float both[2] = {keep, keep};
+  scale_rows(S, both);
+#pragma unroll
+  for (int k = 0; k < SSD_TOKENS; k += 16) {
+    uint32_t p[4];
+    ldmatrix_trans(p, further<SSD_ROWS>(us, k, 2 * warp));
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      float4 two = *(const float4 *)(in.steps + k + 8 * half + 2 * t);
+      float f0 = back ? fast_exp2(two.x) : two.y * fast_exp2(end - two.x);
+      float f1 = back ? fast_exp2(two.z) : two.w * fast_exp2(end - two.z);
+      p[2 * half] = scaled(p[2 * half], f0, f1);
+      p[2 * half + 1] = scaled(p[2 * half + 1], f0, f1);
+    }
+    add_py<NW>(S, p, in.v, k, 0);
+  }
+}
+
+template <int NW>
+__global__ void __launch_bounds__(SSD_THREADS, 3) walk(ssd_call c, ssd_walk one, ssd_walk other) {
+  extern __shared__ __align__(128) unsigned char ssd_shared[];
+  walk_memory<NW> &m = *(walk_memory<NW> *)ssd_shared;
+  ssd_walk w = blockIdx.y == 0 ? one : other;
+  walk_part a = part_of_block<NW>(c);
+  int64_t at = ((int64_t)a.seq * c.nh + a.h) * c.P * c.N;
+  float S[NW / 8][4];
+  clear(S);
+  if (w.in) each_element<NW>(c, a, S, [&](int64_t i, float &s) { s = w.in[at + i]; });
+  walk_load(c, w, a, w.back ? c.chunks - 1 : 0, m, 0);
+  for (int i = 0; i < c.chunks; i++) {
+    int k = w.back ? c.chunks - 1 - i : i, next = w.back ? k - 1 : k + 1;
+    cp_async_wait();
+    __syncthreads();
+    if (i + 1 < c.chunks) walk_load(c, w, a, next, m, (i + 1) % 2);
+    if (w.states) {
+      bf16 *to = w.states + state_at(c, a.seq, k, a.h) + (int64_t)a.p0 * c.stateN + a.n0;
+      store_rows<NW>(to, c.stateN, m.turn, S, (int)threadIdx.x / 32 * 16, 0, a.p,
+                     min(NW, c.stateN - a.n0), true);
+    }
+    if (i + 1 < c.chunks || w.out) walk_step<NW>(S, m, i % 2, w.back);
+  }
+  if (w.out) each_element<NW>(c, a, S, [&](int64_t i, float &s) { w.out[at + i] = s; });
+}
+
+template <int NW>
+void launch_walk(sk_stream *s, const ssd_call &c, const ssd_walk &one, const ssd_walk *other) {
+  size_t bytes = sizeof(walk_memory<NW>);
+  int64_t blocks = (int64_t)c.b * c.nh * c.slices * up(c.N, NW);
+  dim3 grid((unsigned)blocks, other ? 2 : 1);
+  ssd_memory(walk<NW>, bytes);
+  walk<NW><<<grid, SSD_THREADS, bytes, sk_cuda_stream(s)>>>(c, one, other ? *other : one);
+  SK_CUDA(cudaGetLastError());
+}
+
+// ---- output ----
+
+template <int NN> struct output_memory {
+  enum { STAGES = NN <= 128 ? 2 : 1 };
+  bf16 C[SSD_TOKENS * NN];
+  struct {
+    bf16 S[SSD_ROWS * NN], x[SSD_TOKENS * SSD_ROWS];
+    float2 steps[SSD_TOKENS];
+  } in[STAGES];
+  bf16 turn[SSD_TOKENS * SSD_ROWS];
+};
+
+struct output_call {
+  const bf16 *states;
+  bf16 *y;
+  int per; // heads of a block
+};
+
+template <int NN>
+__device__ inline void output_load(const ssd_call &c, const output_call &o, const ssd_chunk &a, int h, int slice,
+                                   output_memory<NN> &m, int turn) {
+  auto &in = m.in[turn];
+  int p0 = slice * SSD_ROWS, p = min(SSD_ROWS, c.P - p0);
+  const bf16 *S = o.states + state_at(c, a.seq, a.k, h) + (int64_t)p0 * c.stateN;
+  load_tile<NN>(in.S, S, c.stateN, p, c.stateN, true);
+  load_tile<SSD_ROWS>(in.x, (const bf16 *)c.x + a.row * c.ld + (int64_t)h * c.P + p0, c.ld, a.n, p, c.wide_x);
+  load_steps(in.steps, c.steps + steps_at(c, a, h));
+  cp_async_commit();
+}
+
+// The warp's rows of M as operands; columns of warps to the right are later tokens and stay out.
+__device__ inline void scores(uint32_t (&M)[4][4], const float (&R)[8][4], const float2 *steps) {
+  int warp = (int)threadIdx.x / 32, g = (int)threadIdx.x % 32 / 4, t = (int)threadIdx.x % 4;
+  const int row[2] = {16 * warp + g, 16 * warp + g + 8};
+  const float cs[2] = {steps[row[0]].x, steps[row[1]].x};
+#pragma unroll
+  for (int k = 0; k < 4; k++) {
+    if (k > warp) break;
+    float part[2][4];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      int col = 16 * k + 8 * half + 2 * t;
+      float4 two = *(const float4 *)(steps + col);
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        float L = fade(col + e % 2 <= row[e / 2], cs[e / 2], e % 2 ? two.z : two.x);
+        part[half][e] = R[2 * k + half][e] * (L * (e % 2 ? two.w : two.y));
+      }
+    }
+    as_operand(M[k], part[0], part[1]);
+  }
+}
+
+// y of the warp's rows for one slice of a head.
+template <int NN>
+__device__ inline void output_slice(float (&y)[8][4], const output_memory<NN> &m, int turn,
+                                    const uint32_t (&M)[4][4], float D) {
+  const auto &in = m.in[turn];
+  int warp = (int)threadIdx.x / 32, row = 16 * warp + (int)threadIdx.x % 32 / 4;
+  const float left[2] = {fast_exp2(in.steps[row].x), fast_exp2(in.steps[row + 8].x)};
+  clear(y);
+  add_xyt<NN>(y, m.C, 16 * warp, in.S, 0);
+  scale_rows(y, left);
+#pragma unroll
+  for (int k = 0; k < 4; k++) {
+    if (k > warp) break;
+    add_py<SSD_ROWS>(y, M[k], in.x, 16 * k, 0);
+  }
+#pragma unroll
+  for (int i = 0; i < 8; i++)
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      uint32_t x = tile_pair<SSD_ROWS>(in.x, row + 8 * half, i);
+      y[i][2 * half] += D * low(x);
+      y[i][2 * half + 1] += D * high(x);
+    }
+}
+
+template <int NN>
+__global__ void __launch_bounds__(SSD_THREADS, NN <= 128 ? 3 : 2) output(ssd_call c, output_call o) {
+  extern __shared__ __align__(128) unsigned char ssd_shared[];
+  output_memory<NN> &m = *(output_memory<NN> *)ssd_shared;
+  constexpr int STAGES = output_memory<NN>::STAGES;
+  int group = (int)blockIdx.x % c.G, warp = (int)threadIdx.x / 32;
+  ssd_chunk a = chunk_at(c, (int)blockIdx.x / c.G, SSD_TOKENS);
+  int h0 = group * c.heads + (int)blockIdx.y * o.per, items = min(o.per, (group + 1) * c.heads - h0) * c.slices;
+  int64_t at = a.row * c.ld + (int64_t)group * c.N;
+  load_tile<NN>(m.C, (const bf16 *)c.C + at, c.ld, a.n, c.N, c.wide_B);
+  load_tile<NN>(m.in[0].S, (const bf16 *)c.B + at, c.ld, a.n, c.N, c.wide_B); // B, for C B^T alone
+  cp_async_commit();
+  cp_async_wait();
+  __syncthreads();
+  float R[8][4], y[8][4];
+  uint32_t M[4][4] = {};
+  clear(R);
+  add_xyt<NN>(R, m.C, 16 * warp, m.in[0].S, 0);
+  __syncthreads();
+  output_load(c, o, a, h0, 0, m, 0);
+  for (int i = 0; i < items; i++) {
+    int h = h0 + i / c.slices, slice = i % c.slices, turn = i % STAGES, p0 = slice * SSD_ROWS;
+    cp_async_wait();
+    __syncthreads();
+    if (STAGES == 2 && i + 1 < items)
+      output_load(c, o, a, h0 + (i + 1) / c.slices, (i + 1) % c.slices, m, (i + 1) % STAGES);
+    if (slice == 0) scores(M, R, m.in[turn].steps);
+    output_slice(y, m, turn, M, to_float(((const bf16 *)c.D)[h]));
+    store_rows<SSD_ROWS>(o.y + a.row * c.ldy + (int64_t)h * c.P + p0, c.ldy, m.turn, y, 16 * warp, 0, a.n,
+                         min(SSD_ROWS, c.P - p0), c.wide_y);
+    if (STAGES == 1) {
+      __syncthreads();
+      if (i + 1 < items) output_load(c, o, a, h0 + (i + 1) / c.slices, (i + 1) % c.slices, m, 0);
+    }
+  }
+}
+
+// Heads of a group are shared out over several blocks where there are too few of those; y does not depend on it.
+template <int NN> void launch_output(sk_stream *s, const ssd_call &c, output_call o) {
+  size_t bytes = sizeof(output_memory<NN>);
+  int64_t tasks = (int64_t)c.b * c.chunks * c.G, wanted = 4 * sk_cuda_sms(s);
+  o.per = (int)up(c.heads, least(c.heads, up(wanted, tasks)));
+  dim3 grid((unsigned)tasks, (unsigned)up(c.heads, o.per));
+  ssd_memory(output<NN>, bytes);
+  output<NN><<<grid, SSD_THREADS, bytes, sk_cuda_stream(s)>>>(c, o);
+  SK_CUDA(cudaGetLastError());
+}
+
+// ---- what a piece keeps ----
+
+// keep[b,nh] = e^(its total log decay), 0 when a document begins in it. A block each.
+template <class T> __global__ void total_decay(ssd_call c, float *keep) {
+  int seq = (int)blockIdx.x / c.nh, h = (int)blockIdx.x % c.nh;
+  const float *dt = c.dt + (int64_t)seq * c.T * c.nh + h;
+  double sum = 0;
+  for (int t = (int)threadIdx.x; t < c.T; t += (int)blockDim.x) sum += dt[(int64_t)t * c.nh];
+  sum = block_sum(sum);
+  if (threadIdx.x > 0) return;
+  double A = -exp((double)to_float(((const T *)c.A_log)[h]));
+  keep[blockIdx.x] = c.start[(int64_t)(seq + 1) * c.T - 1] < 0 ? (float)exp(sum * A) : 0.0f;
+}
+
+template <class T> void launch_total_decay(sk_stream *s, const ssd_call &c, float *keep) {
+  total_decay<T><<<c.b * c.nh, THREADS, 0, sk_cuda_stream(s)>>>(c, keep);
+  SK_CUDA(cudaGetLastError());
+}
+
+} // namespace
+
+// ---- for the backward too ----
+
+void sk_cuda_ssd_steps(sk_stream *s, const ssd_call *c) {
+  int64_t warps = (int64_t)c->b * c->chunks * c->nh;
+  prepare<<<(unsigned)up(warps, THREADS / 32), THREADS, 0, sk_cuda_stream(s)>>>(*c);
+  SK_CUDA(cudaGetLastError());
+}
+
+void sk_cuda_ssd_walk(sk_stream *s, const ssd_call *c, const ssd_walk *first, const ssd_walk *second) {
+  if (c->N <= 64)
+    launch_walk<64>(s, *c, *first, second);
+  else
+    launch_walk<128>(s, *c, *first, second);
+}
+
+// ---- entries ----
+
+namespace {
+
+struct forward_ws {
+  float2 *steps;
+  bf16 *states;
+};
+
+size_t cut_forward(ssd_call *c, void *ws, forward_ws *w) {
+  ssd_cutter cut = {(char *)ws, 0};
+  c->state = (int64_t)c->P * c->stateN;
+  cut.take(&w->steps, (int64_t)c->b * c->nh * c->chunks * SSD_TOKENS);
+  cut.take(&w->states, (int64_t)c->b * c->chunks * c->nh * c->state);
+  c->steps = w->steps;
+  return cut.used;
+}
+
+ssd_walk forward_walk(const ssd_call &c, const float *S0, bf16 *states, float *Sf) {
+  ssd_walk w = {(const bf16 *)c.x, (const bf16 *)c.B, c.ld, c.wide_x, false, S0, states, Sf};
+  return w;
+}
+
+} // namespace
+
+extern "C" size_t sk_cuda_ssd_ws(sk_dtype act, const sk_ssd_dims *d) {
+  if (!ssd_fast(act, d)) return ssd_plain_ws(d);
+  ssd_call c = ssd_describe(d, SSD_TOKENS);
+  forward_ws w;
+  return cut_forward(&c, NULL, &w);
+}
+
+extern "C" void sk_cuda_ssd(sk_stream *s, const sk_ssd_dims *d, void *y, float *Sf, const void *x, const void *B,
+                            const void *C, const float *dt, const void *A_log, const void *D,
+                            const int32_t *start, const float *S0, void *ws) {
+  bool fast = ssd_fast(sk_cuda_act(s), d);
+  ssd_call c = ssd_describe(d, fast ? SSD_TOKENS : SSD_PLAIN);
+  c.x = x, c.B = B, c.C = C, c.dt = dt, c.A_log = A_log, c.D = D, c.start = start;
+  if (!fast) {
+    if (sk_cuda_act(s) == SK_F32)
+      plain_forward<float>(s, c, (float *)y, Sf, S0, ws);
+    else
+      plain_forward<bf16>(s, c, (bf16 *)y, Sf, S0, ws);
+    return;
+  }
+  forward_ws f;
+  cut_forward(&c, ws, &f);
+  c.wide_x = ssd_wide({x}, d->ld, c.P), c.wide_B = ssd_wide({B, C}, d->ld, c.N);
+  c.wide_y = ssd_wide({y}, d->ldy, c.P);
+  ssd_walk w = forward_walk(c, S0, f.states, Sf);
+  output_call o = {f.states, (bf16 *)y, 0};
+  sk_cuda_ssd_steps(s, &c);
+  sk_cuda_ssd_walk(s, &c, &w, NULL);
+  if (c.N <= 64)
+    launch_output<64>(s, c, o);
+  else if (c.N <= 128)
+    launch_output<128>(s, c, o);
+  else
+    launch_output<256>(s, c, o);
+}
+
+extern "C" void sk_cuda_ssd_state(sk_stream *s, const sk_ssd_dims *d, float *Sf, float *keep, const void *x,
+                                  const void *B, const float *dt, const void *A_log, const int32_t *start,
+                                  void *ws) {
+  bool fast = ssd_fast(sk_cuda_act(s), d);
+  ssd_call c = ssd_describe(d, fast ? SSD_TOKENS : SSD_PLAIN);
+  c.x = x, c.B = B, c.dt = dt, c.A_log = A_log, c.start = start;
+  if (sk_cuda_act(s) == SK_F32) {
+    launch_total_decay<float>(s, c, keep);
+    plain_states<float>(s, c, Sf, NULL, ws);
+    return;
+  }
+  launch_total_decay<bf16>(s, c, keep);
+  if (!fast) {
+    plain_states<bf16>(s, c, Sf, NULL, ws);
+    return;
+  }
+  forward_ws f;
+  cut_forward(&c, ws, &f);
+  c.wide_x = ssd_wide({x}, d->ld, c.P), c.wide_B = ssd_wide({B}, d->ld, c.N);
+  ssd_walk w = forward_walk(c, NULL, NULL, Sf);
+  sk_cuda_ssd_steps(s, &c);
+  sk_cuda_ssd_walk(s, &c, &w, NULL);
+}

@@ -1,0 +1,125 @@
+# SK_CUDA
+# The GPU backend: --with-cuda[=DIR] (not given: yes where nvidia-smi lists a GPU and nvcc is found),
+# --with-cuda-arch=LIST, --with-nccl[=DIR] (default with CUDA). Asked for and not found is an error, NCCL with
+# --with-cuda too.
+#
+# Sets the conditional CUDA; substitutes NVCC, NVCCFLAGS (the user's), SK_NVCCFLAGS (ours), CUDA_CPPFLAGS and
+# CUDA_LIBS; defines HAVE_CUDA, SK_CUDA_ARCH and HAVE_NCCL; sets sk_cuda_text and sk_nccl_text for the
+# summary. Nothing links libcuda: the program starts where no driver is.
+AC_DEFUN([SK_CUDA], [
+AC_ARG_WITH([cuda], [AS_HELP_STRING([--with-cuda@<:@=DIR@:>@],
+  [build for NVIDIA GPUs, with the CUDA toolkit in DIR (default: where nvidia-smi finds a GPU)])],
+  [], [with_cuda=auto])
+AC_ARG_WITH([cuda-arch], [AS_HELP_STRING([--with-cuda-arch=LIST],
+  [GPU architectures to compile for, e.g. 90a,100a (default: 90a, Hopper)])], [], [with_cuda_arch=90a])
+AC_ARG_WITH([nccl], [AS_HELP_STRING([--with-nccl@<:@=DIR@:>@],
+  [communicate between GPUs with NCCL (default: with CUDA)])], [], [with_nccl=auto])
+AC_ARG_VAR([NVCC], [CUDA compiler])
+AC_ARG_VAR([NVCCFLAGS], [CUDA compiler flags, after ours (default: -O3)])
+sk_cuda_text=no; sk_nccl_text=no; sk_cuda_dir=
+AS_CASE([$with_cuda], [no|yes|auto], [], [sk_cuda_dir=$with_cuda; with_cuda=yes])
+AS_IF([test "$with_cuda" = auto],
+  [AC_MSG_CHECKING([for an NVIDIA GPU])
+   AS_IF([(nvidia-smi -L) 2>/dev/null | grep GPU >/dev/null],
+     [AC_MSG_RESULT([yes])], [AC_MSG_RESULT([no]); with_cuda=no])])
+AS_CASE([$with_cuda], [no],
+  [AS_CASE([$with_nccl], [no|auto], [], [AC_MSG_ERROR([--with-nccl needs --with-cuda])])],
+  [SK_CUDA_FIND
+   AS_IF([test "$with_cuda" != no], [SK_NCCL])])
+AM_CONDITIONAL([CUDA], [test "$with_cuda" != no])
+])
+
+# SK_CUDA_FAIL(WHAT): an error where CUDA was asked for; else a note in the summary.
+AC_DEFUN([SK_CUDA_FAIL], [
+AS_IF([test "$with_cuda" = yes],
+  [AC_MSG_ERROR([--with-cuda: $1. Name the folder of a CUDA toolkit of version 12.8 or later (the one that
+has bin/nvcc): --with-cuda=DIR, or leave --with-cuda away for a program that runs on the CPU.])],
+  [AC_MSG_WARN([there is a GPU here, but $1: the program will run on the CPU only])
+   with_cuda=no; sk_cuda_text="no ($1)"])
+])
+
+AC_DEFUN([SK_CUDA_FIND], [
+AS_IF([test -n "$sk_cuda_dir"], [sk_path=$sk_cuda_dir/bin],
+  [sk_path=$PATH$PATH_SEPARATOR${CUDA_HOME:-/usr/local/cuda}/bin])
+AC_PATH_PROG([NVCC], [nvcc], [], [$sk_path])
+AS_IF([test -z "$NVCC"], [SK_CUDA_FAIL([no nvcc in $sk_path])],
+  [AS_IF([test -z "$sk_cuda_dir"], [SK_CUDA_ROOT])
+   : ${NVCCFLAGS=-O3}
+   SK_NVCCFLAGS="-std=c++17 -Xcompiler=-Wall,-Wextra,-Wno-unused-parameter"
+   for sk_arch in $(AS_ECHO(["$with_cuda_arch"]) | tr ',' ' '); do
+     SK_NVCCFLAGS="$SK_NVCCFLAGS -gencode=arch=compute_$sk_arch,code=sm_$sk_arch"
+   done
+   AS_IF([test "$enable_debug" = yes], [SK_NVCCFLAGS="$SK_NVCCFLAGS -lineinfo"])
+   AS_IF([test "$enable_werror" = yes], [SK_NVCCFLAGS="$SK_NVCCFLAGS -Werror all-warnings -Xcompiler=-Werror"])
+   SK_CUDA_TRY])
+])
+
+# The toolkit's folder as nvcc itself knows it; nvcc may be a link or a script in another folder.
+AC_DEFUN([SK_CUDA_ROOT], [
+: >conftest.cu
+sk_cuda_dir=$($NVCC -dryrun -c conftest.cu 2>&1 | sed -n 's/^#[$] TOP=//p')
+AS_IF([test -d "$sk_cuda_dir"], [sk_cuda_dir=$(cd "$sk_cuda_dir" && pwd)], [sk_cuda_dir=${NVCC%/bin/*}])
+])
+
+# A kernel compiles, and a program with CUDA and cuBLASLt links.
+AC_DEFUN([SK_CUDA_TRY], [
+AC_MSG_CHECKING([whether $NVCC compiles for $with_cuda_arch])
+cat >conftest.cu <<'EOF'
+#include <cuda_bf16.h>
+__global__ void k(float *x) { x[[threadIdx.x]] += 1; }
+void run(float *x) { k<<<1, 32>>>(x); }
+EOF
+AS_IF([$NVCC $SK_NVCCFLAGS $NVCCFLAGS -c -o conftest_cu.o conftest.cu >&AS_MESSAGE_LOG_FD 2>&1],
+  [AC_MSG_RESULT([yes])
+   sk_cuda_lib=
+   for sk_lib in lib64 lib targets/$(uname -m)-linux/lib; do
+     AS_IF([test -z "$sk_cuda_lib" && test -e "$sk_cuda_dir/$sk_lib/libcudart.so"],
+       [sk_cuda_lib=$sk_cuda_dir/$sk_lib])
+   done
+   AS_IF([test -e "$sk_cuda_dir/include/cuda_runtime.h"], [CUDA_CPPFLAGS="-isystem $sk_cuda_dir/include"])
+   AS_IF([test -n "$sk_cuda_lib"], [CUDA_LIBS="-L$sk_cuda_lib -Wl,-rpath,$sk_cuda_lib"])
+   CUDA_LIBS="$CUDA_LIBS -lcublasLt -lcudart -lstdc++"
+   AC_MSG_CHECKING([for CUDA >= 12.8 with cuBLASLt])
+   sk_saved_CPPFLAGS=$CPPFLAGS; sk_saved_LIBS=$LIBS
+   CPPFLAGS="$CPPFLAGS $CUDA_CPPFLAGS"; LIBS="$CUDA_LIBS $LIBS"
+   AC_LINK_IFELSE([AC_LANG_PROGRAM([[#include <cuda_runtime.h>
+#include <cublasLt.h>
+#if CUDART_VERSION < 12080
+#error too old
+#endif]], [[cublasLtHandle_t h; int n; return cudaGetDeviceCount(&n) + cublasLtCreate(&h);]])],
+     [AC_MSG_RESULT([yes])
+      AC_DEFINE([HAVE_CUDA], [1], [the CUDA device is built])
+      AC_DEFINE_UNQUOTED([SK_CUDA_ARCH], ["$with_cuda_arch"], [GPU architectures compiled for])
+      sk_cuda_text="$($NVCC --version | sed -n 's/.*release \(.*\), V.*/\1/p') in $sk_cuda_dir, for $with_cuda_arch"],
+     [AC_MSG_RESULT([no]); SK_CUDA_FAIL([$sk_cuda_dir has no CUDA 12.8 with cuBLASLt that links])])
+   CPPFLAGS=$sk_saved_CPPFLAGS; LIBS=$sk_saved_LIBS],
+  [AC_MSG_RESULT([no]); SK_CUDA_FAIL([$NVCC does not compile for $with_cuda_arch (see config.log)])])
+rm -f conftest.cu conftest_cu.o
+AC_SUBST([SK_NVCCFLAGS])
+AC_SUBST([CUDA_CPPFLAGS])
+AC_SUBST([CUDA_LIBS])
+])
+
+AC_DEFUN([SK_NCCL], [
+AS_IF([test "$with_nccl" = no], [sk_nccl_text="no: several GPUs exchange data through the host, slowly"], [
+AS_CASE([$with_nccl], [auto|yes], [sk_nccl_cpp= sk_nccl_libs=-lnccl],
+  [sk_nccl_cpp="-isystem $with_nccl/include"
+   sk_nccl_libs="-L$with_nccl/lib -Wl,-rpath,$with_nccl/lib -lnccl"])
+AC_MSG_CHECKING([for NCCL])
+sk_saved_CPPFLAGS=$CPPFLAGS; sk_saved_LIBS=$LIBS
+CPPFLAGS="$CPPFLAGS $sk_nccl_cpp $CUDA_CPPFLAGS"; LIBS="$sk_nccl_libs $CUDA_LIBS $LIBS"
+AC_LINK_IFELSE([AC_LANG_PROGRAM([[#include <nccl.h>]], [[int v; return ncclGetVersion(&v);]])],
+  [AC_MSG_RESULT([yes])
+   AC_DEFINE([HAVE_NCCL], [1], [GPUs communicate with NCCL])
+   AC_COMPUTE_INT([sk_major], [NCCL_MAJOR], [[#include <nccl.h>]], [sk_major=0])
+   AC_COMPUTE_INT([sk_minor], [NCCL_MINOR], [[#include <nccl.h>]], [sk_minor=0])
+   AC_COMPUTE_INT([sk_patch], [NCCL_PATCH], [[#include <nccl.h>]], [sk_patch=0])
+   sk_nccl_text=$sk_major.$sk_minor.$sk_patch
+   CUDA_CPPFLAGS="$sk_nccl_cpp $CUDA_CPPFLAGS"; CUDA_LIBS="$sk_nccl_libs $CUDA_LIBS"],
+  [AC_MSG_RESULT([no])
+   sk_nccl_text="no (not found): several GPUs exchange data through the host, slowly"
+   AS_IF([test "$with_cuda,$with_nccl" = auto,auto], [AC_MSG_WARN([NCCL: $sk_nccl_text])],
+     [AC_MSG_ERROR([no NCCL was found. Name its folder: --with-nccl=DIR, or build without it
+(--without-nccl); several GPUs then exchange data through the host, slowly.])])])
+CPPFLAGS=$sk_saved_CPPFLAGS; LIBS=$sk_saved_LIBS])
+])

@@ -1,0 +1,263 @@
+/* comm_nccl.c: comm.h on NCCL, for GPUs. Every group has a communicator and a stream of its own: an
+ * operation waits for the stream it was called on (an event), and whoever waits for its ticket
+ * waits for an event of the group's stream; the host waits for nothing.
+ *
+ * NCCL has no tags: operations of a group run one after the other in the order of the calls, which
+ * is the same on all ranks. Messages in a bracket (together) are one operation. A message outside
+ * would hold up everything behind it until its partner comes, and its partner may need what is
+ * behind: such messages go by MPI. */
+#ifdef HAVE_CONFIG_H
+#include <config.h>
+#endif
+#include "src/comm.h"
+
+#ifdef HAVE_NCCL
+#include <nccl.h>
+#include <string.h>
+#include "kernels/cuda.h"
+
+struct sk_ticket {
+  sk_ticket *next; // in the pool
+  cudaEvent_t done;
+  sk_ticket *host; // MPI's ticket: not ours
+  bool open;
+};
+
+typedef struct message {
+  bool send;
+  void *data;
+  size_t bytes;
+  int peer;
+  sk_ticket *ticket;
+} message;
+
+struct sk_group {
+  ncclComm_t comm;
+  cudaStream_t stream;
+  cudaEvent_t before; // the caller's work so far
+  sk_group *host;     // MPI's group of the same ranks
+  int rank, size;
+  int open;        // tickets that have not been waited for
+  sk_ticket *pool; // tickets not in use
+  bool together;
+  message *queue; // of a bracket
+  int queued, cap;
+  sk_comm_stats stats;
+};
+
+static void check(ncclResult_t rc, const sk_group *g, const char *what, int line) {
+  if (rc == ncclSuccess || rc == ncclInProgress) return;
+  sk_die(__FILE__, line, "%s: %s: %s", what, ncclGetErrorString(rc),
+         ncclGetLastError(g ? g->comm : NULL));
+}
+#define SK_NCCL(call) check((call), g, #call, __LINE__)
+
+// ---- group and tickets ----
+
+static sk_group *nccl_open(MPI_Comm comm, const sk_ops *op, sk_device *dev, sk_err *e) {
+  ncclUniqueId id;
+  if (op != sk_cuda)
+    sk_fail(e, SK_FAILED, "NCCL serves GPUs only, not the device \"%s\"", op->name);
+  if (sk_agree(comm, e) != SK_OK) return NULL;
+  sk_group *g = sk_calloc(1, sizeof *g);
+  SK_MPI(MPI_Comm_rank(comm, &g->rank));
+  SK_MPI(MPI_Comm_size(comm, &g->size));
+  memset(&id, 0, sizeof id);
+  ncclResult_t rc = g->rank == 0 ? ncclGetUniqueId(&id) : ncclSuccess;
+  if (rc != ncclSuccess)
+    sk_fail(e, SK_FAILED, "NCCL cannot start on %s: %s", sk_host(), ncclGetErrorString(rc));
+  if (sk_agree(comm, e) == SK_OK) {
+    SK_MPI(MPI_Bcast(&id, sizeof id, MPI_BYTE, 0, comm));
+    rc = ncclCommInitRank(&g->comm, g->size, id, g->rank);
+    if (rc != ncclSuccess)
+      sk_fail(e, SK_FAILED,
+              "NCCL cannot connect %d GPUs (rank %d on %s): %s: %s\nNCCL_DEBUG=INFO tells more. "
+              "--without-nccl "
+              "builds a program that does without, slowly.",
+              g->size, sk_base_rank(), sk_host(), ncclGetErrorString(rc), ncclGetLastError(NULL));
+    sk_agree(comm, e);
+  }
+  if (e->code == SK_OK) g->host = sk_comm_mpi.open(comm, op, dev, e);
+  if (e->code != SK_OK) {
+    if (g->comm) ncclCommAbort(g->comm);
+    sk_free(g);
+    return NULL;
+  }
+  SK_CUDA(cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking));
+  SK_CUDA(cudaEventCreateWithFlags(&g->before, cudaEventDisableTiming));
+  return g;
+}
+
+static void nccl_close(sk_group *g) {
+  if (!g) return;
+  SK_CHECK(g->open == 0, "a group was closed while %d operations were under way", g->open);
+  SK_CUDA(cudaStreamSynchronize(g->stream));
+  for (sk_ticket *t = g->pool, *next; t; t = next) {
+    next = t->next;
+    SK_CUDA(cudaEventDestroy(t->done));
+    sk_free(t);
+  }
+  SK_NCCL(ncclCommDestroy(g->comm));
+  SK_CUDA(cudaEventDestroy(g->before));
+  SK_CUDA(cudaStreamDestroy(g->stream));
+  sk_comm_mpi.close(g->host);
+  sk_free(g->queue);
+  sk_free(g);
+}
+
+static sk_ticket *take(sk_group *g) {
+  sk_ticket *t = g->pool;
+  if (t) {
+    g->pool = t->next;
+  } else {
+    t = sk_calloc(1, sizeof *t);
+    SK_CUDA(cudaEventCreateWithFlags(&t->done, cudaEventDisableTiming));
+  }
+  t->open = true;
+  t->host = NULL;
+  g->open++;
+  return t;
+}
+
+// The group's stream waits for the caller's work so far.
+static void follow(sk_group *g, sk_stream *st) {
+  SK_CUDA(cudaEventRecord(g->before, sk_cuda_stream(st)));
+  SK_CUDA(cudaStreamWaitEvent(g->stream, g->before, 0));
+}
+
+static sk_ticket *done(sk_group *g, sk_ticket *t) {
+  SK_CUDA(cudaEventRecord(t->done, g->stream));
+  return t;
+}
+
+static void count_call(sk_group *g, sk_comm_kind kind, size_t bytes, int others) {
+  g->stats.calls[kind]++;
+  g->stats.bytes[kind] += (int64_t)bytes * others;
+}
+
+static ncclDataType_t type(sk_dtype t) {
+  return t == SK_F32 ? ncclFloat32 : ncclBfloat16;
+}
+
+// ---- collectives ----
+
+static sk_ticket *nccl_all_gather(sk_group *g, sk_stream *st, void *dst, const void *src,
+                                  size_t bytes) {
+  count_call(g, SK_COMM_GATHER, bytes, g->size - 1);
+  if (bytes == 0) return NULL;
+  follow(g, st);
+  SK_NCCL(ncclAllGather(src, dst, bytes, ncclUint8, g->comm, g->stream));
+  return done(g, take(g));
+}
+
+static size_t no_ws(int ranks, int64_t count, sk_dtype t) {
+  (void)ranks, (void)count, (void)t;
+  return 0;
+}
+
+static sk_ticket *nccl_reduce_scatter(sk_group *g, sk_stream *st, void *dst, const void *src,
+                                      int64_t count, sk_dtype t, void *ws) {
+  (void)ws;
+  count_call(g, SK_COMM_SCATTER, (size_t)count * sk_dtype_size(t), g->size - 1);
+  if (count == 0) return NULL;
+  follow(g, st);
+  SK_NCCL(ncclReduceScatter(src, dst, (size_t)count, type(t), ncclSum, g->comm, g->stream));
+  return done(g, take(g));
+}
+
+static sk_ticket *nccl_all_reduce(sk_group *g, sk_stream *st, void *x, int64_t count, sk_dtype t,
+                                  void *ws) {
+  (void)ws;
+  count_call(g, SK_COMM_REDUCE, (size_t)count * sk_dtype_size(t), g->size - 1);
+  if (count == 0) return NULL;
+  follow(g, st);
+  SK_NCCL(ncclAllReduce(x, x, (size_t)count, type(t), ncclSum, g->comm, g->stream));
+  return done(g, take(g));
+}
+
+// ---- messages ----
+
+static void nccl_together(sk_group *g, sk_stream *st, bool begin) {
+  SK_CHECK(g->together != begin, "brackets of messages do not nest");
+  g->together = begin;
+  if (begin || g->queued == 0) return;
+  follow(g, st);
+  SK_NCCL(ncclGroupStart());
+  for (int i = 0; i < g->queued; i++) {
+    const message *m = &g->queue[i];
+    if (m->send)
+      SK_NCCL(ncclSend(m->data, m->bytes, ncclUint8, m->peer, g->comm, g->stream));
+    else
+      SK_NCCL(ncclRecv(m->data, m->bytes, ncclUint8, m->peer, g->comm, g->stream));
+  }
+  SK_NCCL(ncclGroupEnd());
+  for (int i = 0; i < g->queued; i++) done(g, g->queue[i].ticket);
+  g->queued = 0;
+}
+
+static sk_ticket *enqueue(sk_group *g, bool send, void *data, size_t bytes, int peer) {
+  SK_CHECK(peer >= 0 && peer < g->size, "a message to or from rank %d of %d", peer, g->size);
+  if (bytes == 0) return NULL; // both sides know
+  if (g->queued == g->cap)
+    g->queue = sk_realloc(g->queue, (size_t)(g->cap = 2 * g->cap + 16) * sizeof *g->queue);
+  sk_ticket *t = take(g);
+  g->queue[g->queued++] = (message){send, data, bytes, peer, t};
+  return t;
+}
+
+static sk_ticket *by_mpi(sk_group *g, sk_ticket *host) {
+  sk_ticket *t = take(g);
+  t->host = host;
+  return t;
+}
+
+static sk_ticket *nccl_send(sk_group *g, sk_stream *st, const void *src, size_t bytes, int to,
+                            int tag) {
+  count_call(g, SK_COMM_SEND, bytes, to != g->rank);
+  if (g->together) return enqueue(g, true, (void *)(uintptr_t)src, bytes, to);
+  return by_mpi(g, sk_comm_mpi.send(g->host, st, src, bytes, to, tag));
+}
+
+static sk_ticket *nccl_recv(sk_group *g, sk_stream *st, void *dst, size_t bytes, int from,
+                            int tag) {
+  if (g->together) return enqueue(g, false, dst, bytes, from);
+  return by_mpi(g, sk_comm_mpi.recv(g->host, st, dst, bytes, from, tag));
+}
+
+static void nccl_wait(sk_group *g, sk_stream *st, sk_ticket *t) {
+  if (!t) return;
+  SK_CHECK(t->open && !g->together, "an operation was waited for twice, or within a bracket");
+  if (t->host)
+    sk_comm_mpi.wait(g->host, st, t->host);
+  else
+    SK_CUDA(cudaStreamWaitEvent(sk_cuda_stream(st), t->done, 0));
+  t->open = false;
+  t->next = g->pool;
+  g->pool = t;
+  g->open--;
+}
+
+static sk_comm_stats *nccl_stats(sk_group *g) {
+  return &g->stats;
+}
+
+static const sk_comm_ops table = {
+    .name = "nccl",
+    .open = nccl_open,
+    .close = nccl_close,
+    .all_gather = nccl_all_gather,
+    .scatter_ws = no_ws,
+    .reduce_scatter = nccl_reduce_scatter,
+    .reduce_ws = no_ws,
+    .all_reduce = nccl_all_reduce,
+    .together = nccl_together,
+    .send = nccl_send,
+    .recv = nccl_recv,
+    .wait = nccl_wait,
+    .stats = nccl_stats,
+};
+
+const sk_comm_ops *const sk_comm_nccl = &table;
+#else
+const sk_comm_ops *const sk_comm_nccl = NULL;
+#endif

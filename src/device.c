@@ -1,0 +1,46 @@
+#include "src/device.h"
+#include <stdlib.h>
+
+const sk_comm_ops *sk_device_comm(const sk_ops *op) {
+  return op == sk_cuda && sk_comm_nccl ? sk_comm_nccl : &sk_comm_mpi;
+}
+
+sk_dtype sk_device_act(const sk_ops *op, const sk_config *cfg) {
+  return op == sk_cuda && cfg->train.dtype == SK_DTYPE_BF16 ? SK_BF16 : SK_F32;
+}
+
+/* Every rank of the node has a GPU of its own. */
+static void check_node(MPI_Comm comm, int gpus, sk_err *e) {
+  MPI_Comm node;
+  int ranks;
+  SK_MPI(MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node));
+  SK_MPI(MPI_Comm_size(node, &ranks));
+  SK_MPI(MPI_Comm_free(&node));
+  if (gpus == 0 || ranks <= gpus) return;
+  const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+  sk_fail(e, SK_FAILED,
+          "%d ranks run on %s and see %d GPU%s (CUDA_VISIBLE_DEVICES is %s); each needs one of its own.\n"
+          "Start at most %d rank%s on a node (mpirun --map-by ppr:%d:node, srun --ntasks-per-node=%d), let every rank "
+          "see all GPUs of its node (srun --gpus-per-node, without --gpus-per-task and --gpu-bind), or set "
+          "run.device: cpu.",
+          ranks, sk_host(), gpus, gpus == 1 ? "" : "s", visible ? visible : "not set", gpus, gpus == 1 ? "" : "s", gpus,
+          gpus);
+}
+
+const sk_ops *sk_device_choose(MPI_Comm comm, int wanted, bool share, bool plan, sk_err *e) {
+  sk_err why = {0};
+  if (wanted == SK_DEVICE_CPU) return &sk_cpu_ops;
+  if (!sk_cuda) {
+    if (wanted == SK_DEVICE_AUTO) return &sk_cpu_ops;
+    sk_fail(e, SK_USAGE, "run.device: cuda: this program was built without CUDA. Configure it with --with-cuda, or "
+                         "set run.device to cpu or auto.");
+    return NULL;
+  }
+  if (wanted == SK_DEVICE_CUDA && plan) return sk_cuda;
+  int gpus = sk_cuda->count(&why), most;
+  SK_MPI(MPI_Allreduce(&gpus, &most, 1, MPI_INT, MPI_MAX, comm));
+  if (wanted == SK_DEVICE_AUTO && most == 0) return &sk_cpu_ops;
+  if (gpus == 0) sk_fail(e, SK_FAILED, "run.device: %s: %s", wanted == SK_DEVICE_AUTO ? "auto" : "cuda", why.msg);
+  if (!share && !plan) check_node(comm, gpus, e);
+  return sk_agree(comm, e) == SK_OK ? sk_cuda : NULL;
+}

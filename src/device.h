@@ -1,0 +1,18 @@
+/* device.h: which device a run computes on, and with what its ranks exchange data. */
+#ifndef SK_DEVICE_H
+#define SK_DEVICE_H
+#include "src/comm.h"
+#include "src/config.h"
+
+/* Collective over comm (errors are agreed). The table for run.device `wanted` (SK_DEVICE_...): auto takes the
+ * GPUs where the program was built for them and every rank's node has some. Each rank of a node needs a GPU of
+ * its own (rank i of the node takes GPU i); fewer are refused, unless the ranks may share them. With plan nothing
+ * will be opened and `cuda` needs no GPU. NULL and *e on failure. */
+const sk_ops *sk_device_choose(MPI_Comm comm, int wanted, bool share, bool plan, sk_err *e);
+
+/* What ranks with this device exchange data with. */
+const sk_comm_ops *sk_device_comm(const sk_ops *op);
+
+/* The type of act elements: train.dtype on a GPU, fp32 on the CPU. */
+sk_dtype sk_device_act(const sk_ops *op, const sk_config *cfg);
+#endif

@@ -1,0 +1,287 @@
+/* devices.c: two ranks with a GPU each: collectives and messages between the GPUs' memories, by
+ * NCCL and through the host by MPI, and small models trained on tp 2, cp 2, pp 2 and dp 2 against
+ * one GPU. Where there is one GPU the ranks share it and NCCL, which cannot, is tried by each rank
+ * alone; without a GPU all is skipped. */
+#include <math.h>
+#include <string.h>
+#include "src/device.h"
+#include "tests/small_model.h"
+#include "tests/tap.h"
+
+enum { COUNT = 300007, STEPS = 20, B = 4, T = 40 };
+
+static const sk_ops *op;
+static int gpus; // that can be seen; rank r has number r % gpus
+static sk_device *dev;
+static sk_stream *st;
+static const sk_comm_ops *comm;
+static sk_group *group;
+
+// ---- communication ----
+
+// Small integers: their sums are exact in fp32 and in bf16, whatever the order.
+static float value(int rank, int64_t i, int key) {
+  return (float)(sk_rand((uint64_t)(7 * rank + key), (uint64_t)i) % 17) - 8;
+}
+
+typedef struct memory {
+  void *at;
+  int64_t n;
+  sk_dtype type;
+} memory;
+
+// n elements; poison with key < 0.
+static memory make(int64_t n, sk_dtype type, int rank, int key) {
+  size_t bytes = (size_t)n * sk_dtype_size(type);
+  memory m = {op->alloc(dev, bytes + 256), n, type};
+  float *x = sk_malloc((size_t)n * sizeof *x);
+  char *raw = sk_malloc(bytes);
+  for (int64_t i = 0; i < n; i++) x[i] = key < 0 ? NAN : value(rank, i, key);
+  sk_cpu_ops.cast(NULL, raw, type, x, SK_F32, n);
+  op->from_host(st, m.at, raw, bytes);
+  sk_free(raw);
+  sk_free(x);
+  return m;
+}
+
+// Element i is `want` of (first + i); frees the memory.
+typedef float (*wanted)(int64_t i, int key);
+static bool take(memory *m, wanted want, int64_t first, int key) {
+  size_t bytes = (size_t)m->n * sk_dtype_size(m->type);
+  float *x = sk_malloc((size_t)m->n * sizeof *x);
+  char *raw = sk_malloc(bytes);
+  bool good = true;
+  op->to_host(st, raw, m->at, bytes);
+  sk_cpu_ops.cast(NULL, x, SK_F32, raw, m->type, m->n);
+  for (int64_t i = 0; i < m->n; i++) good = good && x[i] == want(first + i, key);
+  op->free(dev, m->at);
+  sk_free(raw);
+  sk_free(x);
+  return good;
+}
+
+static float sum_of(int64_t i, int key) {
+  float sum = 0;
+  for (int r = 0; r < tap_size; r++) sum += value(r, i, key);
+  return sum;
+}
+static float gathered(int64_t i, int key) {
+  return value((int)(i / COUNT), i % COUNT, key);
+}
+static float of_other(int64_t i, int key) {
+  return value(1 - tap_rank, i, key);
+}
+
+static void test_collectives(sk_dtype type) {
+  size_t bytes = COUNT * sk_dtype_size(type);
+  memory src = make(COUNT, type, tap_rank, 1), all = make(2 * COUNT, type, 0, -1);
+  memory part = make(2 * COUNT, type, tap_rank, 2), mine = make(COUNT, type, 0, -1);
+  memory x = make(COUNT, type, tap_rank, 3);
+  void *ws = op->alloc(dev, comm->scatter_ws(2, COUNT, type) + 256);
+  void *ws2 = op->alloc(dev, comm->reduce_ws(2, COUNT, type) + 256);
+  sk_ticket *t[3] = {comm->all_gather(group, st, all.at, src.at, bytes),
+                     comm->reduce_scatter(group, st, mine.at, part.at, COUNT, type, ws),
+                     comm->all_reduce(group, st, x.at, COUNT, type, ws2)};
+  for (int i = 2; i >= 0; i--) comm->wait(group, st, t[i]);
+  bool gather = take(&all, gathered, 0, 1),
+       scatter = take(&mine, sum_of, (int64_t)tap_rank * COUNT, 2);
+  bool reduce = take(&x, sum_of, 0, 3);
+  const char *name = type == SK_F32 ? "fp32" : "bf16";
+  tap_ok(gather, "%s, %s: all_gather", comm->name, name);
+  tap_ok(scatter, "%s, %s: reduce_scatter", comm->name, name);
+  tap_ok(reduce, "%s, %s: all_reduce", comm->name, name);
+  op->sync(st);
+  op->free(dev, ws);
+  op->free(dev, ws2);
+  op->free(dev, src.at);
+  op->free(dev, part.at);
+}
+
+// A call reads after the work enqueued so far, and who waits finds what arrived: sums on both
+// sides.
+static void test_order(void) {
+  memory x = make(COUNT, SK_F32, tap_rank, 4), y = make(COUNT, SK_F32, tap_rank, 5),
+         all = make(2 * COUNT, SK_F32, 0, -1);
+  for (int i = 0; i < 50; i++) op->add_f32(st, x.at, y.at, COUNT);
+  comm->wait(group, st, comm->all_gather(group, st, all.at, x.at, COUNT * 4));
+  float *mine = all.at, *sum = mine + (1 - tap_rank) * COUNT;
+  op->copy(st, x.at, sum, COUNT * 4);
+  float *got = sk_malloc(COUNT * sizeof *got);
+  op->to_host(st, got, x.at, COUNT * 4);
+  bool good = true;
+  for (int64_t i = 0; i < COUNT; i++) good = good && got[i] == of_other(i, 4) + 50 * of_other(i, 5);
+  tap_ok(good, "%s: in the order of the stream", comm->name);
+  sk_free(got);
+  op->free(dev, x.at);
+  op->free(dev, y.at);
+  op->free(dev, all.at);
+}
+
+static void test_messages(bool together) {
+  const int other = 1 - tap_rank;
+  memory src[2] = {make(COUNT, SK_F32, tap_rank, 6), make(1000, SK_F32, tap_rank, 7)};
+  memory dst[2] = {make(COUNT, SK_F32, 0, -1), make(1000, SK_F32, 0, -1)};
+  sk_ticket *t[4];
+  if (together) comm->together(group, st, true);
+  for (int i = 0; i < 2; i++) {
+    t[2 * i] = comm->recv(group, st, dst[i].at, (size_t)dst[i].n * 4, other, i);
+    t[2 * i + 1] = comm->send(group, st, src[i].at, (size_t)src[i].n * 4, other, i);
+  }
+  if (together) comm->together(group, st, false);
+  for (int i = 0; i < 4; i++) comm->wait(group, st, t[3 - i]);
+  bool good = take(&dst[0], of_other, 0, 6);
+  good = take(&dst[1], of_other, 0, 7) && good;
+  tap_ok(good, "%s: messages both ways%s", comm->name, together ? " in a bracket" : "");
+  op->free(dev, src[0].at);
+  op->free(dev, src[1].at);
+}
+
+static void test_comm(const sk_comm_ops *table) {
+  sk_err e = {0};
+  comm = table;
+  for (int act = SK_F32; act <= (op == sk_cuda ? SK_BF16 : SK_F32); act++) {
+    dev = op->open(tap_rank % gpus, (sk_dtype)act, &e);
+    SK_CHECK(dev, "%s", e.msg);
+    st = op->stream_create(dev);
+    group = comm->open(MPI_COMM_WORLD, op, dev, &e);
+    SK_CHECK(group, "%s", e.msg);
+    test_collectives((sk_dtype)act);
+    if (act == SK_F32) {
+      test_order();
+      test_messages(true);
+      test_messages(false);
+    }
+    comm->close(group);
+    op->stream_destroy(st);
+    op->close(dev);
+  }
+}
+
+static float own(int64_t i, int key) {
+  return value(tap_rank, i, key);
+}
+
+// A group of this rank alone.
+static void test_alone(void) {
+  sk_err e = {0};
+  comm = sk_comm_nccl;
+  dev = op->open(tap_rank % gpus, SK_F32, &e);
+  SK_CHECK(dev, "%s", e.msg);
+  st = op->stream_create(dev);
+  group = comm->open(MPI_COMM_SELF, op, dev, &e);
+  SK_CHECK(group, "%s", e.msg);
+  memory src = make(COUNT, SK_F32, tap_rank, 1), dst[4];
+  for (int i = 0; i < 4; i++) dst[i] = make(COUNT, SK_F32, tap_rank, i == 2 ? 1 : -1);
+  sk_ticket *t[5] = {comm->all_gather(group, st, dst[0].at, src.at, COUNT * 4),
+                     comm->reduce_scatter(group, st, dst[1].at, src.at, COUNT, SK_F32, NULL),
+                     comm->all_reduce(group, st, dst[2].at, COUNT, SK_F32, NULL)};
+  comm->together(group, st, true);
+  t[3] = comm->recv(group, st, dst[3].at, COUNT * 4, 0, 0);
+  t[4] = comm->send(group, st, src.at, COUNT * 4, 0, 0);
+  comm->together(group, st, false);
+  for (int i = 4; i >= 0; i--) comm->wait(group, st, t[i]);
+  bool good = true;
+  for (int i = 0; i < 4; i++) good = take(&dst[i], own, 0, 1) && good;
+  tap_ok(good, "%s: a group of one rank", comm->name);
+  op->free(dev, src.at);
+  comm->close(group);
+  op->stream_destroy(st);
+  op->close(dev);
+}
+
+// ---- training ----
+
+typedef struct batch {
+  int32_t ids[B * T], label[B * T], start[B * T];
+} batch;
+
+// The losses of STEPS steps on this grid, the same on all of its ranks.
+static void train(const sk_config *cfg, const sk_grid *grid, const batch *k, double *loss) {
+  const sk_comm_ops *table = gpus < tap_size ? &sk_comm_mpi : sk_device_comm(op);
+  sk_engine g;
+  sk_err e = {0};
+  int bad;
+  SK_CHECK(sk_engine_open(&g, cfg, op, table, grid, true, 1, T, T, &e) == SK_OK, "%s", e.msg);
+  sk_engine_init(&g);
+  int64_t local = B / grid->n[SK_DP], at = grid->at[SK_DP] * local * T;
+  const double scale = 1.0 / (B * (T - 1));
+  bool counts = grid->at[SK_PP] == grid->n[SK_PP] - 1 && grid->at[SK_TP] == 0;
+  for (int i = 0; i < STEPS; i++) {
+    sk_engine_step(&g, k->ids + at, k->label + at, k->start + at, scale);
+    loss[i] = counts ? sk_engine_take_loss(&g) * scale : 0;
+    if (!counts) sk_engine_take_loss(&g);
+    if (grid->size > 1)
+      SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &loss[i], 1, MPI_DOUBLE, MPI_SUM, grid->world));
+    if (grid->size > 1) sk_optim_norm(&g.opt, &g.ctx, grid->zero, grid->model, g.model.all.n, &bad);
+    sk_optim_update(&g.opt, &g.ctx, cfg, i + 1, 1e-3, 1);
+    sk_optim_gather(&g.opt, &g.ctx);
+  }
+  sk_engine_close(&g);
+}
+
+static void test_grids(void) {
+  const char *const pattern[] = {"P-", "P-", "P-", "P-"}, *const name[] = {"pp", "dp", "cp", "tp"};
+  sk_config c;
+  sk_grid one;
+  static batch k;
+  small_config(&c, 4, pattern);
+  c.parallel.virtual_stages = 1;
+  c.train.global_batch = B, c.train.micro_batch = 1;
+  c.optimizer.betas[0] = 0.9, c.optimizer.betas[1] = 0.95;
+  c.optimizer.eps = 1e-8, c.optimizer.weight_decay = 0.1;
+  small_ids(k.ids, B * T, c.model.vocab_size, 3);
+  for (int i = 0; i < B * T; i++) {
+    k.start[i] = i % T >= 13 ? 13 : 0;
+    k.label[i] = i % T + 1 < T && i % T != 12 ? k.ids[i + 1] : -1;
+  }
+  sk_grid_pretend(&one, (const int[SK_NAXES]){1, 1, 1, 1}, 0);
+  one.node_rank = tap_rank % gpus;
+  for (int dtype = SK_DTYPE_FP32; dtype <= (op == sk_cuda ? SK_DTYPE_BF16 : SK_DTYPE_FP32);
+       dtype++) {
+    double want[STEPS], got[STEPS], again[STEPS], limit = dtype == SK_DTYPE_FP32 ? 1e-5 : 1e-3;
+    c.train.dtype = dtype;
+    train(&c, &one, &k, want);
+    for (int axis = 0; axis < SK_NAXES; axis++) {
+      int n[SK_NAXES] = {1, 1, 1, 1};
+      sk_grid grid;
+      double worst = 0;
+      n[axis] = 2;
+      sk_grid_create(&grid, MPI_COMM_WORLD, n);
+      grid.node_rank = tap_rank % gpus;
+      train(&c, &grid, &k, got);
+      train(&c, &grid, &k, again);
+      for (int i = 0; i < STEPS; i++) worst = fmax(worst, fabs(got[i] / want[i] - 1));
+      tap_ok(worst <= limit,
+             "%s, %s 2: losses of %d steps, %.6f to %.6f, within %.2g of one GPU's, limit %.0e",
+             dtype == SK_DTYPE_FP32 ? "fp32" : "bf16", name[axis], STEPS, got[0], got[STEPS - 1],
+             worst, limit);
+      tap_ok(memcmp(got, again, sizeof got) == 0, "and a second run gives the same bits");
+      sk_grid_destroy(&grid);
+    }
+  }
+  sk_free(c.layer);
+}
+
+int main(int argc, char **argv) {
+  sk_err e = {0};
+  tap_init(&argc, &argv);
+  op = sk_cuda;
+  gpus = op ? op->count(&e) : 0;
+  if (gpus == 0) {
+    if (tap_rank == 0)
+      printf("1..0 # SKIP no GPU: %s\n", op ? e.msg : "this program was built without CUDA");
+    MPI_Finalize();
+    return 0;
+  }
+  if (!sk_comm_nccl)
+    tap_skip("NCCL: this program was built without it");
+  else
+    test_alone();
+  if (sk_comm_nccl && gpus < tap_size)
+    tap_skip("NCCL between GPUs, training with NCCL: there is one GPU");
+  else if (sk_comm_nccl)
+    test_comm(sk_comm_nccl);
+  test_comm(&sk_comm_mpi);
+  test_grids();
+  return tap_done();
+}
