@@ -58,7 +58,7 @@ ok $? "its losses are those of one rank"
 
 # --- kill -9 ---
 # shellcheck disable=SC2086
-$MPIRUN -np 2 "$SAKER" train -i deck.yaml --set run.dir=killed --set train.steps=400 \
+$MPIRUN -np 2 "$SAKER" train -i deck.yaml --set run.dir="$dir/killed" --set train.steps=400 \
   --set checkpoint.every=7 --set optimizer.schedule.kind=constant >killed.log 2>&1 &
 job=$!
 for _ in $(seq 600); do
@@ -66,7 +66,7 @@ for _ in $(seq 600); do
   sleep 0.05
 done
 for p in /proc/[0-9]*; do # the launcher and all ranks at once
-  [ "$p" = "/proc/$$" ] || ! grep -qs 'run.dir=killed' "$p/cmdline" || kill -9 "${p#/proc/}"
+  [ "$p" = "/proc/$$" ] || ! grep -qs "run.dir=$dir/killed" "$p/cmdline" || kill -9 "${p#/proc/}"
 done
 wait $job 2>/dev/null
 reached=$(steps killed | tail -1 | cut -d' ' -f1)
