@@ -90,7 +90,7 @@ check-counts:
 # The batch system's tests alone; here a missing Slurm is a failure.
 check-slurm:
 	SAKER_NEED_SLURM=1 $(MAKE) $(AM_MAKEFLAGS) check TESTS='tests/slurm.sh tests/slurm2.sh'
-# Everything in the tests that `make check` runs a part of: about twenty minutes on 2 cores.
+# Everything in the tests that `make check` runs a part of: about half an hour on 2 cores.
 check-long:
 	SAKER_LONG=1 TEST_TIMEOUT=5400 $(MAKE) $(AM_MAKEFLAGS) check \
 	  TESTS='tests/parity.8 tests/reshard.8 tests/schedule.1'
