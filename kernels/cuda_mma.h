@@ -1,12 +1,14 @@
-/* cuda_mma.h: the warp instructions of the SSD kernels, one function each; private to kernels/cuda_*.cu. Tiles
- * and loops over them are built on top (cuda_ssd.h), so that nothing else contains PTX.
+/* cuda_mma.h: the warp instructions of the SSD kernels, one function each; private to
+ * kernels/cuda_*.cu. Tiles and loops over them are built on top (cuda_ssd.h), so that nothing else
+ * contains PTX.
  *
  * mma is m16n8k16 with bf16 operands and fp32 sums. With lane = 4 g + t a lane holds
  *   A: a0 (row g, k 2t, 2t + 1), a1 (row g + 8), a2 (row g, k 2t + 8, 2t + 9), a3 (row g + 8)
  *   B: b0 (k 2t, 2t + 1, column g), b1 (k 2t + 8, 2t + 9)
  *   C: c0, c1 (row g, columns 2t, 2t + 1), c2, c3 (row g + 8)
- * ldmatrix reads four 8 x 8 matrices; lanes 8 i .. 8 i + 7 give the addresses of the rows of matrix i. A lane
- * gets of each (row g, columns 2t, 2t + 1), or with `trans` (rows 2t, 2t + 1, column g). */
+ * ldmatrix reads four 8 x 8 matrices; lanes 8 i .. 8 i + 7 give the addresses of the rows of matrix
+ * i. A lane gets of each (row g, columns 2t, 2t + 1), or with `trans` (rows 2t, 2t + 1, column g).
+ */
 #ifndef SK_CUDA_MMA_H
 #define SK_CUDA_MMA_H
 #include <cuda_bf16.h>
@@ -30,6 +32,20 @@ static __device__ inline void cp_async_commit(void) {
 // The thread waits for its own copies; a barrier makes them everybody's.
 static __device__ inline void cp_async_wait(void) {
   asm volatile("cp.async.wait_group 0;" ::: "memory");
+}
+
+// threadIdx.x, of which the compiler knows nothing: the addresses that follow from it are computed
+// where they are used. Else it keeps dozens of them in registers throughout a loop and has to
+// spill.
+static __device__ inline int thread_here(void) {
+  int x = (int)threadIdx.x;
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
+// A barrier of 64 threads; id 1 .. 15.
+static __device__ inline void pair_sync(int id) {
+  asm volatile("bar.sync %0, 64;" ::"r"(id) : "memory");
 }
 
 static __device__ inline void ldmatrix(uint32_t (&r)[4], uint32_t at) {

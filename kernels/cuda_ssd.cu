@@ -5,8 +5,8 @@
  *   output   y, one block per chunk and group, head after head:
  *              y_i = sum_{j <= i} (C_i . B_j) L_ij dt_j x_j + in_i S C_i + D x_i
  *
- * C B^T stays in registers for all heads, and a warp's rows of M = (C B^T) L dt go from one product to the next
- * without leaving them. */
+ * C B^T stays in registers for all heads, and a warp's rows of M = (C B^T) L dt go from one product
+ * to the next without leaving them. */
 #include "kernels/cuda_ssd.h"
 #include "kernels/cuda_ssd_plain.h"
 
@@ -45,7 +45,8 @@ __global__ void prepare(ssd_call c) {
 
 // ---- walk ----
 
-template <int NW> struct walk_memory {
+template <int NW>
+struct walk_memory {
   struct {
     bf16 u[SSD_TOKENS * SSD_ROWS], v[SSD_TOKENS * NW];
     float2 steps[SSD_TOKENS];
@@ -58,7 +59,8 @@ struct walk_part {
   int seq, h, p0, n0, p, n; // p, n: rows and columns there are
 };
 
-template <int NW> __device__ inline walk_part part_of_block(const ssd_call &c) {
+template <int NW>
+__device__ inline walk_part part_of_block(const ssd_call &c) {
   int columns = (c.N + NW - 1) / NW, i = (int)blockIdx.x;
   walk_part a;
   a.n0 = i % columns * NW, i /= columns;
@@ -70,8 +72,9 @@ template <int NW> __device__ inline walk_part part_of_block(const ssd_call &c) {
 
 // f(the element's place in [P][N], c) for the elements of the block's part that a thread has.
 template <int NW, class F>
-__device__ inline void each_element(const ssd_call &c, const walk_part &a, float (&S)[NW / 8][4], F f) {
-  int lane = (int)threadIdx.x % 32, row = (int)threadIdx.x / 32 * 16 + lane / 4;
+__device__ inline void each_element(const ssd_call &c, const walk_part &a, float (&S)[NW / 8][4],
+                                    F f) {
+  int lane = thread_here() % 32, row = thread_here() / 32 * 16 + lane / 4;
 #pragma unroll
   for (int i = 0; i < NW / 8; i++)
 #pragma unroll
@@ -86,18 +89,21 @@ __device__ inline void walk_load(const ssd_call &c, const ssd_walk &w, const wal
                                  walk_memory<NW> &m, int turn) {
   auto &in = m.in[turn];
   ssd_chunk t = chunk_at(c, a.seq * c.chunks + k, SSD_TOKENS);
-  load_tile<SSD_ROWS>(in.u, w.u + t.row * w.ldu + (int64_t)a.h * c.P + a.p0, w.ldu, t.n, a.p, w.wide_u);
-  load_tile<NW>(in.v, w.v + t.row * c.ld + (int64_t)(a.h / c.heads) * c.N + a.n0, c.ld, t.n, a.n, c.wide_B);
+  load_tile<SSD_ROWS>(in.u, w.u + t.row * w.ldu + (int64_t)a.h * c.P + a.p0, w.ldu, t.n, a.p,
+                      w.wide_u);
+  load_tile<NW>(in.v, w.v + t.row * c.ld + (int64_t)(a.h / c.heads) * c.N + a.n0, c.ld, t.n, a.n,
+                c.wide_B);
   load_steps(in.steps, c.steps + steps_at(c, t, a.h));
   cp_async_commit();
 }
 
-// S = keep S + sum over the tokens of f_j u_j v_j^T; f: dt and what is left at the chunk's end, or backwards what
-// is left of the chunk's begin.
+// S = keep S + sum over the tokens of f_j u_j v_j^T; f: dt and what is left at the chunk's end, or
+// backwards what is left of the chunk's begin.
 template <int NW>
-__device__ inline void walk_step(float (&S)[NW / 8][4], const walk_memory<NW> &m, int turn, bool back) {
+__device__ inline void walk_step(float (&S)[NW / 8][4], const walk_memory<NW> &m, int turn,
+                                 bool back) {
   const auto &in = m.in[turn];
-  int warp = (int)threadIdx.x / 32, t = (int)threadIdx.x % 4;
+  int warp = thread_here() / 32, t = thread_here() % 4;
   float end = in.steps[SSD_TOKENS - 1].x, keep = fast_exp2(end);
   uint32_t us = columns_address<SSD_ROWS>(in.u, 0);
   const float both[2] = {keep, keep};
@@ -136,7 +142,7 @@ __global__ void __launch_bounds__(SSD_THREADS, 3) walk(ssd_call c, ssd_walk one,
     if (i + 1 < c.chunks) walk_load(c, w, a, next, m, (i + 1) % 2);
     if (w.states) {
       bf16 *to = w.states + state_at(c, a.seq, k, a.h) + (int64_t)a.p0 * c.stateN + a.n0;
-      store_rows<NW>(to, c.stateN, m.turn, S, (int)threadIdx.x / 32 * 16, 0, a.p,
+      store_rows<NW>(to, c.stateN, m.turn, S, thread_here() / 32 * 16, 0, a.p,
                      min(NW, c.stateN - a.n0), true);
     }
     if (i + 1 < c.chunks || w.out) walk_step<NW>(S, m, i % 2, w.back);
@@ -156,8 +162,9 @@ void launch_walk(sk_stream *s, const ssd_call &c, const ssd_walk &one, const ssd
 
 // ---- output ----
 
-template <int NN> struct output_memory {
-  enum { STAGES = NN <= 128 ? 2 : 1 };
+template <int NN>
+struct output_memory {
+  enum { STAGES = NN <= 128 ? 2 : 1, BLOCKS = NN <= 128 ? 3 : 2 }; // BLOCKS: of a multiprocessor
   bf16 C[SSD_TOKENS * NN];
   struct {
     bf16 S[SSD_ROWS * NN], x[SSD_TOKENS * SSD_ROWS];
@@ -173,20 +180,21 @@ struct output_call {
 };
 
 template <int NN>
-__device__ inline void output_load(const ssd_call &c, const output_call &o, const ssd_chunk &a, int h, int slice,
-                                   output_memory<NN> &m, int turn) {
+__device__ inline void output_load(const ssd_call &c, const output_call &o, const ssd_chunk &a,
+                                   int h, int slice, output_memory<NN> &m, int turn) {
   auto &in = m.in[turn];
   int p0 = slice * SSD_ROWS, p = min(SSD_ROWS, c.P - p0);
   const bf16 *S = o.states + state_at(c, a.seq, a.k, h) + (int64_t)p0 * c.stateN;
   load_tile<NN>(in.S, S, c.stateN, p, c.stateN, true);
-  load_tile<SSD_ROWS>(in.x, (const bf16 *)c.x + a.row * c.ld + (int64_t)h * c.P + p0, c.ld, a.n, p, c.wide_x);
+  load_tile<SSD_ROWS>(in.x, (const bf16 *)c.x + a.row * c.ld + (int64_t)h * c.P + p0, c.ld, a.n, p,
+                      c.wide_x);
   load_steps(in.steps, c.steps + steps_at(c, a, h));
   cp_async_commit();
 }
 
 // The warp's rows of M as operands; columns of warps to the right are later tokens and stay out.
 __device__ inline void scores(uint32_t (&M)[4][4], const float (&R)[8][4], const float2 *steps) {
-  int warp = (int)threadIdx.x / 32, g = (int)threadIdx.x % 32 / 4, t = (int)threadIdx.x % 4;
+  int warp = thread_here() / 32, g = thread_here() % 32 / 4, t = thread_here() % 4;
   const int row[2] = {16 * warp + g, 16 * warp + g + 8};
   const float cs[2] = {steps[row[0]].x, steps[row[1]].x};
 #pragma unroll
@@ -212,7 +220,7 @@ template <int NN>
 __device__ inline void output_slice(float (&y)[8][4], const output_memory<NN> &m, int turn,
                                     const uint32_t (&M)[4][4], float D) {
   const auto &in = m.in[turn];
-  int warp = (int)threadIdx.x / 32, row = 16 * warp + (int)threadIdx.x % 32 / 4;
+  int warp = thread_here() / 32, row = 16 * warp + thread_here() % 32 / 4;
   const float left[2] = {fast_exp2(in.steps[row].x), fast_exp2(in.steps[row + 8].x)};
   clear(y);
   add_xyt<NN>(y, m.C, 16 * warp, in.S, 0);
@@ -233,13 +241,15 @@ __device__ inline void output_slice(float (&y)[8][4], const output_memory<NN> &m
 }
 
 template <int NN>
-__global__ void __launch_bounds__(SSD_THREADS, NN <= 128 ? 3 : 2) output(ssd_call c, output_call o) {
+__global__ void __launch_bounds__(SSD_THREADS, output_memory<NN>::BLOCKS)
+    output(ssd_call c, output_call o) {
   extern __shared__ __align__(128) unsigned char ssd_shared[];
   output_memory<NN> &m = *(output_memory<NN> *)ssd_shared;
   constexpr int STAGES = output_memory<NN>::STAGES;
-  int group = (int)blockIdx.x % c.G, warp = (int)threadIdx.x / 32;
+  int group = (int)blockIdx.x % c.G, warp = thread_here() / 32;
   ssd_chunk a = chunk_at(c, (int)blockIdx.x / c.G, SSD_TOKENS);
-  int h0 = group * c.heads + (int)blockIdx.y * o.per, items = min(o.per, (group + 1) * c.heads - h0) * c.slices;
+  int h0 = group * c.heads + (int)blockIdx.y * o.per,
+      items = min(o.per, (group + 1) * c.heads - h0) * c.slices;
   int64_t at = a.row * c.ld + (int64_t)group * c.N;
   load_tile<NN>(m.C, (const bf16 *)c.C + at, c.ld, a.n, c.N, c.wide_B);
   load_tile<NN>(m.in[0].S, (const bf16 *)c.B + at, c.ld, a.n, c.N, c.wide_B); // B, for C B^T alone
@@ -260,8 +270,8 @@ __global__ void __launch_bounds__(SSD_THREADS, NN <= 128 ? 3 : 2) output(ssd_cal
       output_load(c, o, a, h0 + (i + 1) / c.slices, (i + 1) % c.slices, m, (i + 1) % STAGES);
     if (slice == 0) scores(M, R, m.in[turn].steps);
     output_slice(y, m, turn, M, to_float(((const bf16 *)c.D)[h]));
-    store_rows<SSD_ROWS>(o.y + a.row * c.ldy + (int64_t)h * c.P + p0, c.ldy, m.turn, y, 16 * warp, 0, a.n,
-                         min(SSD_ROWS, c.P - p0), c.wide_y);
+    store_rows<SSD_ROWS>(o.y + a.row * c.ldy + (int64_t)h * c.P + p0, c.ldy, m.turn, y, 16 * warp,
+                         0, a.n, min(SSD_ROWS, c.P - p0), c.wide_y);
     if (STAGES == 1) {
       __syncthreads();
       if (i + 1 < items) output_load(c, o, a, h0 + (i + 1) / c.slices, (i + 1) % c.slices, m, 0);
@@ -269,11 +279,23 @@ __global__ void __launch_bounds__(SSD_THREADS, NN <= 128 ? 3 : 2) output(ssd_cal
   }
 }
 
-// Heads of a group are shared out over several blocks where there are too few of those; y does not depend on it.
-template <int NN> void launch_output(sk_stream *s, const ssd_call &c, output_call o) {
+// Heads of a block: those of a group are shared out so that the last wave of blocks is nearly full.
+// A block costs about two heads more for C B^T. y does not depend on it.
+int heads_of_block(const ssd_call &c, int64_t tasks, int64_t at_once) {
+  int best = c.heads;
+  int64_t least_cost = INT64_MAX;
+  for (int per = c.heads; per > 0; per--) {
+    int64_t cost = up(tasks * up(c.heads, per), at_once) * (per * c.slices + 2);
+    if (cost < least_cost) best = per, least_cost = cost;
+  }
+  return best;
+}
+
+template <int NN>
+void launch_output(sk_stream *s, const ssd_call &c, output_call o) {
   size_t bytes = sizeof(output_memory<NN>);
-  int64_t tasks = (int64_t)c.b * c.chunks * c.G, wanted = 4 * sk_cuda_sms(s);
-  o.per = (int)up(c.heads, least(c.heads, up(wanted, tasks)));
+  int64_t tasks = (int64_t)c.b * c.chunks * c.G;
+  o.per = heads_of_block(c, tasks, (int64_t)sk_cuda_sms(s) * output_memory<NN>::BLOCKS);
   dim3 grid((unsigned)tasks, (unsigned)up(c.heads, o.per));
   ssd_memory(output<NN>, bytes);
   output<NN><<<grid, SSD_THREADS, bytes, sk_cuda_stream(s)>>>(c, o);
@@ -283,7 +305,8 @@ template <int NN> void launch_output(sk_stream *s, const ssd_call &c, output_cal
 // ---- what a piece keeps ----
 
 // keep[b,nh] = e^(its total log decay), 0 when a document begins in it. A block each.
-template <class T> __global__ void total_decay(ssd_call c, float *keep) {
+template <class T>
+__global__ void total_decay(ssd_call c, float *keep) {
   int seq = (int)blockIdx.x / c.nh, h = (int)blockIdx.x % c.nh;
   const float *dt = c.dt + (int64_t)seq * c.T * c.nh + h;
   double sum = 0;
@@ -294,7 +317,8 @@ template <class T> __global__ void total_decay(ssd_call c, float *keep) {
   keep[blockIdx.x] = c.start[(int64_t)(seq + 1) * c.T - 1] < 0 ? (float)exp(sum * A) : 0.0f;
 }
 
-template <class T> void launch_total_decay(sk_stream *s, const ssd_call &c, float *keep) {
+template <class T>
+void launch_total_decay(sk_stream *s, const ssd_call &c, float *keep) {
   total_decay<T><<<c.b * c.nh, THREADS, 0, sk_cuda_stream(s)>>>(c, keep);
   SK_CUDA(cudaGetLastError());
 }
@@ -309,8 +333,11 @@ void sk_cuda_ssd_steps(sk_stream *s, const ssd_call *c) {
   SK_CUDA(cudaGetLastError());
 }
 
-void sk_cuda_ssd_walk(sk_stream *s, const ssd_call *c, const ssd_walk *first, const ssd_walk *second) {
-  if (c->N <= 64)
+void sk_cuda_ssd_walk(sk_stream *s, const ssd_call *c, const ssd_walk *first,
+                      const ssd_walk *second) {
+  // Narrow parts read u more often; they are for few sequences and heads.
+  int64_t wide = (int64_t)c->b * c->nh * c->slices * up(c->N, 128) * (second ? 2 : 1);
+  if (c->N <= 64 || wide < 2 * sk_cuda_sms(s))
     launch_walk<64>(s, *c, *first, second);
   else
     launch_walk<128>(s, *c, *first, second);
@@ -348,9 +375,9 @@ extern "C" size_t sk_cuda_ssd_ws(sk_dtype act, const sk_ssd_dims *d) {
   return cut_forward(&c, NULL, &w);
 }
 
-extern "C" void sk_cuda_ssd(sk_stream *s, const sk_ssd_dims *d, void *y, float *Sf, const void *x, const void *B,
-                            const void *C, const float *dt, const void *A_log, const void *D,
-                            const int32_t *start, const float *S0, void *ws) {
+extern "C" void sk_cuda_ssd(sk_stream *s, const sk_ssd_dims *d, void *y, float *Sf, const void *x,
+                            const void *B, const void *C, const float *dt, const void *A_log,
+                            const void *D, const int32_t *start, const float *S0, void *ws) {
   bool fast = ssd_fast(sk_cuda_act(s), d);
   ssd_call c = ssd_describe(d, fast ? SSD_TOKENS : SSD_PLAIN);
   c.x = x, c.B = B, c.C = C, c.dt = dt, c.A_log = A_log, c.D = D, c.start = start;
@@ -377,9 +404,9 @@ extern "C" void sk_cuda_ssd(sk_stream *s, const sk_ssd_dims *d, void *y, float *
     launch_output<256>(s, c, o);
 }
 
-extern "C" void sk_cuda_ssd_state(sk_stream *s, const sk_ssd_dims *d, float *Sf, float *keep, const void *x,
-                                  const void *B, const float *dt, const void *A_log, const int32_t *start,
-                                  void *ws) {
+extern "C" void sk_cuda_ssd_state(sk_stream *s, const sk_ssd_dims *d, float *Sf, float *keep,
+                                  const void *x, const void *B, const float *dt, const void *A_log,
+                                  const int32_t *start, void *ws) {
   bool fast = ssd_fast(sk_cuda_act(s), d);
   ssd_call c = ssd_describe(d, fast ? SSD_TOKENS : SSD_PLAIN);
   c.x = x, c.B = B, c.dt = dt, c.A_log = A_log, c.start = start;

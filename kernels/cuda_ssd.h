@@ -1,16 +1,19 @@
-/* cuda_ssd.h: what the SSD kernels share (section 3); private to kernels/cuda_ssd*. Two paths compute the same:
+/* cuda_ssd.h: what the SSD kernels share (section 3); private to kernels/cuda_ssd*. Two paths
+ * compute the same:
  *
- * fast   bf16 with P <= 128 and N <= 256, on tensor cores. Chunks of 64 tokens whatever dims->Q says; states
- *        between them are bf16 in memory and fp32 where they are carried on.
- * plain  fp32, and bf16 of larger heads, on CUDA cores (cuda_ssd_plain.h). Chunks of 32 tokens, fp32 states.
+ * fast   bf16 with P <= 128 and N <= 256, on tensor cores. Chunks of 64 tokens whatever dims->Q
+ *        says; states between them are bf16 in memory and fp32 where they are carried on.
+ * plain  fp32, and bf16 of larger heads, on CUDA cores (cuda_ssd_plain.h). Chunks of 32 tokens
+ *        whatever dims->Q says, fp32 states.
  *
- * The fast path takes log decays in base 2 and sums them from the chunk's first token (`cs`), so that |cs| stays
- * small and differences are exact enough in fp32. A token that begins a document gets NOTHING instead: 2^x of
- * any sum that contains it is exactly 0, and with it all that would pass from one document to the next.
+ * The fast path takes log decays in base 2 and sums them from the chunk's first token (`cs`), so
+ * that |cs| stays small and differences are exact enough in fp32. A token that begins a document
+ * gets -256 instead: 2^x of any sum that contains it is exactly 0, and with it all that would pass
+ * from one document to the next.
  *
- * Tiles in shared memory have 64 rows of W bf16 (64, 128 or 256, the rest is zero) and are aligned to 128 bytes.
- * A row's 16-byte chunk c lies at chunk c ^ (row & 7), so that the eight rows of an ldmatrix never share a bank.
- * A block has four warps, and warp w has rows 16 w .. 16 w + 15 of every result. */
+ * Tiles in shared memory have 64 rows of W bf16 (64, 128 or 256, the rest is zero) and are aligned
+ * to 128 bytes. A row's 16-byte chunk c lies at chunk c ^ (row & 7), so that the eight rows of an
+ * ldmatrix never share a bank. Results in registers belong to warps by 16 rows. */
 #ifndef SK_CUDA_SSD_H
 #define SK_CUDA_SSD_H
 #include <limits.h>
@@ -31,9 +34,10 @@ enum {
 
 struct ssd_call {
   int b, T, chunks, nh, G, heads, P, N; // heads of a group
-  int slices, stateN;                   // slices of a head; N rounded up to 8, a state's row in memory
-  int64_t ld, ldy, state;               // elements of a state in memory
-  bool wide_x, wide_B, wide_y;          // 16-byte accesses are aligned; x and dx, B C dB dC, y or dy
+  int slices, stateN;          // slices of a head; N rounded up to 8, a state's row in memory
+  int ld, ldy;                 // below 2^24: offsets within a tile fit in int
+  int64_t state;               // elements of a state in memory
+  bool wide_x, wide_B, wide_y; // 16-byte accesses are aligned; x and dx, B C dB dC, y or dy
   const void *x, *B, *C, *dy, *A_log, *D;
   const float *dt;
   const int32_t *start;
@@ -46,12 +50,15 @@ static inline bool ssd_fast(sk_dtype act, const sk_ssd_dims *d) {
 
 static inline ssd_call ssd_describe(const sk_ssd_dims *d, int tokens) {
   ssd_call c = {};
+  SK_CHECK(d->ld < (1 << 24) && d->ldy < (1 << 24), "ssd: rows of %lld elements", (long long)d->ld);
   SK_CHECK(d->nh % d->G == 0, "ssd: %d heads in %d groups", (int)d->nh, (int)d->G);
-  SK_CHECK(d->b * up(d->T, tokens) * d->nh < INT_MAX && d->b * d->T < INT_MAX, "ssd: too many tokens");
-  c.b = (int)d->b, c.T = (int)d->T, c.nh = (int)d->nh, c.G = (int)d->G, c.P = (int)d->P, c.N = (int)d->N;
+  SK_CHECK(d->b * up(d->T, tokens) * d->nh < INT_MAX && d->b * d->T < INT_MAX,
+           "ssd: too many tokens");
+  c.b = (int)d->b, c.T = (int)d->T, c.nh = (int)d->nh, c.G = (int)d->G, c.P = (int)d->P,
+  c.N = (int)d->N;
   c.chunks = (int)up(d->T, tokens), c.heads = c.nh / c.G;
   c.slices = (int)up(c.P, SSD_ROWS), c.stateN = (int)up(c.N, 8) * 8;
-  c.ld = d->ld, c.ldy = d->ldy;
+  c.ld = (int)d->ld, c.ldy = (int)d->ldy;
   return c;
 }
 
@@ -63,13 +70,15 @@ static inline bool ssd_wide(std::initializer_list<const void *> pointers, int64_
 struct ssd_cutter {
   char *at;
   size_t used;
-  template <class X> void take(X **part, int64_t count) {
+  template <class X>
+  void take(X **part, int64_t count) {
     *part = at ? (X *)(at + used) : NULL;
     used += (size_t)up(count * (int64_t)sizeof(X), 256) * 256;
   }
 };
 
-template <class Kernel> static inline void ssd_memory(Kernel kernel, size_t bytes) {
+template <class Kernel>
+static inline void ssd_memory(Kernel kernel, size_t bytes) {
   SK_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
 }
 
@@ -102,7 +111,7 @@ static __device__ inline int64_t state_at(const ssd_call &c, int seq, int k, int
 // its gradient Z from the last to the first (3.3, 3.4). states[k]: S before chunk k, Z after it.
 struct ssd_walk {
   const bf16 *u, *v; // x and B; dy and C
-  int64_t ldu;
+  int ldu;
   bool wide_u, back;
   const float *in; // state at its begin [b,nh,P,N]; NULL: zero
   bf16 *states;    // NULL: not wanted
@@ -111,29 +120,32 @@ struct ssd_walk {
 
 // Fills c->steps; walks one or two ways at once (`second` may be NULL).
 void sk_cuda_ssd_steps(sk_stream *s, const ssd_call *c);
-void sk_cuda_ssd_walk(sk_stream *s, const ssd_call *c, const ssd_walk *first, const ssd_walk *second);
+void sk_cuda_ssd_walk(sk_stream *s, const ssd_call *c, const ssd_walk *first,
+                      const ssd_walk *second);
 
 // ---- tiles ----
 
-template <int W> static __device__ inline int tile_at(int row, int chunk) {
+template <int W>
+static __device__ inline int tile_at(int row, int chunk) {
   return row * W + ((chunk ^ (row & 7)) << 3);
 }
 
-// Starts to load n rows of `cols` elements, ld apart; the rest of the tile becomes zero.
-template <int W>
-static __device__ inline void load_tile(bf16 *tile, const bf16 *from, int64_t ld, int n, int cols, bool wide) {
+// The block starts to load n rows of `cols` elements, ld apart; the rest of the tile becomes zero.
+template <int W, int THREADS = SSD_THREADS>
+static __device__ inline void load_tile(bf16 *tile, const bf16 *from, int ld, int n, int cols,
+                                        bool wide) {
   if (wide) {
-    constexpr int PER = W / 8, STEP = SSD_THREADS / PER;
-    int row = (int)threadIdx.x / PER, chunk = (int)threadIdx.x % PER;
-    const bf16 *at = from + row * ld + chunk * 8;
+    constexpr int PER = W / 8, STEP = THREADS / PER;
+    int row = thread_here() / PER, chunk = thread_here() % PER;
     if (chunk * 8 >= cols) n = 0;
 #pragma unroll 2
-    for (; row < SSD_ROWS; row += STEP, at += STEP * ld)
-      cp_async16(tile + tile_at<W>(row, chunk), row < n ? at : from, row < n);
+    for (; row < SSD_ROWS; row += STEP)
+      cp_async16(tile + tile_at<W>(row, chunk), from + (row < n ? row * ld + chunk * 8 : 0),
+                 row < n);
     return;
   }
 #pragma unroll 1
-  for (int at = (int)threadIdx.x; at < SSD_ROWS * W; at += SSD_THREADS) {
+  for (int at = thread_here(); at < SSD_ROWS * W; at += THREADS) {
     int row = at / W, col = at % W;
     tile[tile_at<W>(row, col / 8) + col % 8] =
         row < n && col < cols ? from[row * ld + col] : __float2bfloat16_rn(0.0f);
@@ -144,33 +156,39 @@ static __device__ inline void load_steps(float2 *to, const float2 *from) {
   if (threadIdx.x < SSD_TOKENS / 2) cp_async16(to + 2 * threadIdx.x, from + 2 * threadIdx.x, true);
 }
 
-// The address that a lane gives to ldmatrix for 16 x 16 elements at (row0, chunk 0); row0 is a multiple of 8.
-// `rows`: A of [row][k] and, transposed, B of [k][column]. `columns`: B of [column][k] and, transposed, A of
-// [k][row].
-template <int W> static __device__ inline uint32_t rows_address(const bf16 *tile, int row0) {
-  int lane = (int)threadIdx.x % 32;
-  return shared_address(tile) + (uint32_t)((row0 + lane % 16) * W * 2 + ((lane / 16) ^ (lane % 8)) * 16);
+// The address that a lane gives to ldmatrix for 16 x 16 elements at (row0, chunk 0); row0 is a
+// multiple of 8. `rows`: A of [row][k] and, transposed, B of [k][column]. `columns`: B of
+// [column][k] and, transposed, A of [k][row].
+template <int W>
+static __device__ inline uint32_t rows_address(const bf16 *tile, int row0) {
+  int lane = thread_here() % 32;
+  return shared_address(tile) +
+         (uint32_t)((row0 + lane % 16) * W * 2 + ((lane / 16) ^ (lane % 8)) * 16);
 }
-template <int W> static __device__ inline uint32_t columns_address(const bf16 *tile, int row0) {
-  int lane = (int)threadIdx.x % 32, row = row0 + lane % 8 + lane / 16 * 8;
+template <int W>
+static __device__ inline uint32_t columns_address(const bf16 *tile, int row0) {
+  int lane = thread_here() % 32, row = row0 + lane % 8 + lane / 16 * 8;
   return shared_address(tile) + (uint32_t)(row * W * 2 + ((lane / 8 % 2) ^ (lane % 8)) * 16);
 }
 // The same `row` rows and `chunk` chunks further on; row is a multiple of 8, chunk of 2.
-template <int W> static __device__ inline uint32_t further(uint32_t address, int row, int chunk) {
+template <int W>
+static __device__ inline uint32_t further(uint32_t address, int row, int chunk) {
   return (address ^ (uint32_t)(chunk % 8 * 16)) + (uint32_t)(row * W * 2 + chunk / 8 * 128);
 }
 
 // Two elements as a product's result has them: row, columns 8 n + 2 t, 2 t + 1.
-template <int W> static __device__ inline uint32_t tile_pair(const bf16 *tile, int row, int n) {
-  return *(const uint32_t *)(tile + tile_at<W>(row, n) + (int)threadIdx.x % 4 * 2);
+template <int W>
+static __device__ inline uint32_t tile_pair(const bf16 *tile, int row, int n) {
+  return *(const uint32_t *)(tile + tile_at<W>(row, n) + thread_here() % 4 * 2);
 }
 
-// Writes a warp's rows m0 .. m0 + 15 of a result, of which n are there, and those of its columns from 8 chunk0 on
-// that are below `cols`. They pass through the same place of a tile whose rows no other warp uses.
+// Writes a warp's rows m0 .. m0 + 15 of a result, of which n are there, and those of its columns
+// from 8 chunk0 on that are below `cols`. They pass through the same place of a tile whose rows no
+// other warp uses.
 template <int W, int NB>
-static __device__ inline void store_rows(bf16 *to, int64_t ld, bf16 *tile, const float (&c)[NB][4], int m0,
-                                         int chunk0, int n, int cols, bool wide) {
-  int lane = (int)threadIdx.x % 32;
+static __device__ inline void store_rows(bf16 *to, int ld, bf16 *tile, const float (&c)[NB][4],
+                                         int m0, int chunk0, int n, int cols, bool wide) {
+  int lane = thread_here() % 32;
   __syncwarp();
 #pragma unroll
   for (int i = 0; i < NB; i++)
@@ -197,7 +215,8 @@ static __device__ inline void store_rows(bf16 *to, int64_t ld, bf16 *tile, const
 
 // ---- products of a warp ----
 
-template <int NB> static __device__ inline void clear(float (&c)[NB][4]) {
+template <int NB>
+static __device__ inline void clear(float (&c)[NB][4]) {
 #pragma unroll
   for (int n = 0; n < NB; n++)
 #pragma unroll
@@ -205,16 +224,19 @@ template <int NB> static __device__ inline void clear(float (&c)[NB][4]) {
 }
 
 // Rows g by f[0], rows g + 8 by f[1].
-template <int NB> static __device__ inline void scale_rows(float (&c)[NB][4], const float (&f)[2]) {
+template <int NB>
+static __device__ inline void scale_rows(float (&c)[NB][4], const float (&f)[2]) {
 #pragma unroll
   for (int n = 0; n < NB; n++)
 #pragma unroll
     for (int e = 0; e < 4; e++) c[n][e] *= f[e / 2];
 }
 
-// c += x y^T: the warp's rows of tile x, rows n0 .. n0 + 8 NB - 1 of tile y, summed over their W columns.
+// c += x y^T: the warp's rows of tile x, rows n0 .. n0 + 8 NB - 1 of tile y, summed over their W
+// columns.
 template <int W, int NB>
-static __device__ inline void add_xyt(float (&c)[NB][4], const bf16 *x, int m0, const bf16 *y, int n0) {
+static __device__ inline void add_xyt(float (&c)[NB][4], const bf16 *x, int m0, const bf16 *y,
+                                      int n0) {
   uint32_t xs = rows_address<W>(x, m0), ys = columns_address<W>(y, n0);
 #pragma unroll 4
   for (int k = 0; k < W / 16; k++) {
@@ -229,21 +251,24 @@ static __device__ inline void add_xyt(float (&c)[NB][4], const bf16 *x, int m0, 
   }
 }
 
-// c += p y: p from registers, 16 columns; y: rows k0 .. k0 + 15 of a tile, 8 NB columns from 8 chunk0 on.
+// c += p y: p from registers, 16 columns; y: rows k0 .. k0 + 15 of a tile, 8 NB columns from 8
+// chunk0 on, where chunk0 is a multiple of NB or of 8.
 template <int W, int NB>
-static __device__ inline void add_py(float (&c)[NB][4], const uint32_t (&p)[4], const bf16 *y, int k0,
-                                     int chunk0) {
-  uint32_t ys = rows_address<W>(y, k0), b[4];
+static __device__ inline void add_py(float (&c)[NB][4], const uint32_t (&p)[4], const bf16 *y,
+                                     int k0, int chunk0) {
+  uint32_t ys = further<W>(rows_address<W>(y, k0), 0, chunk0), b[4];
 #pragma unroll
   for (int n = 0; n < NB; n += 2) {
-    ldmatrix_trans(b, further<W>(ys, 0, chunk0 + n));
+    ldmatrix_trans(b, further<W>(ys, 0, n));
     mma(c[n], p, b[0], b[1]);
     mma(c[n + 1], p, b[2], b[3]);
   }
 }
 
-// Two neighbours of a result in columns, 8 x 8 each, as the left operand of the next product: the layouts agree.
-static __device__ inline void as_operand(uint32_t (&p)[4], const float (&c0)[4], const float (&c1)[4]) {
+// Two neighbours of a result in columns, 8 x 8 each, as the left operand of the next product: the
+// layouts agree.
+static __device__ inline void as_operand(uint32_t (&p)[4], const float (&c0)[4],
+                                         const float (&c1)[4]) {
   p[0] = pack2(c0[0], c0[1]), p[1] = pack2(c0[2], c0[3]);
   p[2] = pack2(c1[0], c1[1]), p[3] = pack2(c1[2], c1[3]);
 }
@@ -252,7 +277,8 @@ static __device__ inline uint32_t scaled(uint32_t pair, float f0, float f1) {
   return pack2(f0 * low(pair), f1 * high(pair));
 }
 
-// What is left at token i of what came in at token j, the difference of their cs; none where j is later.
+// What is left at token i of what came in at token j, the difference of their cs; none where j is
+// later.
 static __device__ inline float fade(bool seen, float cs_i, float cs_j) {
   return fast_exp2(seen ? cs_i - cs_j : -INFINITY);
 }

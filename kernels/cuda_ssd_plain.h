@@ -1,9 +1,10 @@
-/* cuda_ssd_plain.h: the SSD on CUDA cores (sections 3.3, 3.4), for fp32 and for heads too large for the
- * fast path; private to kernels/cuda_ssd*.cu. Clear before quick.
+/* cuda_ssd_plain.h: the SSD on CUDA cores (sections 3.3, 3.4), for fp32 and for heads too large for
+ * the fast path; private to kernels/cuda_ssd*.cu. Clear before quick.
  *
- * Chunks have SSD_PLAIN tokens. As on the CPU states lie as [N][P], the transpose of the contract's, log
- * decays are sums in double from the chunk's start or the last document start in it, and everything else is
- * fp32. T is the type of act. S: states before the chunks, Z: gradients of those after them. */
+ * Chunks have SSD_PLAIN tokens. As on the CPU states lie as [N][P], the transpose of the
+ * contract's, log decays are sums in double from the chunk's start or the last document start in
+ * it, and everything else is fp32. T is the type of act. S: states before the chunks, Z: gradients
+ * of those after them. */
 #ifndef SK_CUDA_SSD_PLAIN_H
 #define SK_CUDA_SSD_PLAIN_H
 #include "kernels/cuda_ssd.h"
@@ -14,9 +15,9 @@ constexpr int Q = SSD_PLAIN;
 
 // Scratch. S and Z have chunks + 1 slots a sequence: slot k is before chunk k.
 struct plain_ws {
-  float *S, *Z; // [b][chunks + 1][nh][N][P]
-  float *keep;  // [b * chunks][nh]
-  float *row;   // [b * T][G][P] what a head needs between two products
+  float *S, *Z;   // [b][chunks + 1][nh][N][P]
+  float *keep;    // [b * chunks][nh]
+  float *row;     // [b * T][G][P] what a head needs between two products
   float *dB, *dC; // [b * T][G][N] sums over heads
   double2 *part;  // [b * chunks][nh] sums over a chunk's tokens for A (times dt) and D
 };
@@ -51,13 +52,14 @@ struct plain_decay {
 };
 
 // The block fills *w; it has barriers at both ends.
-template <class T> __device__ void plain_fade(const ssd_call &c, const ssd_chunk &a, int h, plain_decay &w) {
+template <class T>
+__device__ void plain_fade(const ssd_call &c, const ssd_chunk &a, int h, plain_decay &w) {
   int i = (int)threadIdx.x;
   __syncthreads();
   double A = -exp((double)to_float(((const T *)c.A_log)[h]));
   if (i < a.n) {
-    int from = c.start[a.row + i] - a.first; // the step into a document's first token has nothing to act on
-    double sum = 0;
+    int from = c.start[a.row + i] - a.first;
+    double sum = 0; // the step into a document's first token has nothing to act on
     for (int j = max(from + 1, 0); j <= i; j++) sum += (double)c.dt[(a.row + j) * c.nh + h] * A;
     w.cs[i] = sum;
     w.lo[i] = max(from, 0);
@@ -79,8 +81,10 @@ __device__ inline float plain_between(const plain_decay &w, int i, int j) {
   return expf((float)(w.cs[i] - w.cs[j]));
 }
 
-// put(i, j, sum over l < k of x(i, l) y(l, j)), i < m, j < n. Threads of a warp have neighbouring j.
-template <class X, class Y, class Put> __device__ inline void product(int m, int n, int k, X x, Y y, Put put) {
+// put(i, j, sum over l < k of x(i, l) y(l, j)), i < m, j < n. Threads of a warp have neighbouring
+// j.
+template <class X, class Y, class Put>
+__device__ inline void product(int m, int n, int k, X x, Y y, Put put) {
   int groups = (m + 3) / 4;
   for (int at = (int)threadIdx.x; at < groups * n; at += (int)blockDim.x) {
     int i = at / n * 4, j = at % n;
@@ -97,7 +101,8 @@ template <class X, class Y, class Put> __device__ inline void product(int m, int
 }
 
 // The warp's lanes get a . b of length n.
-template <class X, class Y> __device__ inline float warp_dot(const X *a, const Y *b, int n) {
+template <class X, class Y>
+__device__ inline float warp_dot(const X *a, const Y *b, int n) {
   float sum = 0;
   for (int i = (int)threadIdx.x % 32; i < n; i += 32) sum += to_float(a[i]) * to_float(b[i]);
 #pragma unroll
@@ -106,25 +111,30 @@ template <class X, class Y> __device__ inline float warp_dot(const X *a, const Y
 }
 
 // For every warp in turn: i < m, j < n. f is called by whole warps.
-template <class F> __device__ inline void warps_share(int m, int n, F f) {
+template <class F>
+__device__ inline void warps_share(int m, int n, F f) {
   for (int at = (int)threadIdx.x / 32; at < m * n; at += (int)blockDim.x / 32) f(at / n, at % n);
 }
 
 // A token's row of x, dy (head h), B, C (its group).
-template <class T> __device__ inline const T *head_row(const ssd_call &c, const void *x, int64_t row, int h) {
+template <class T>
+__device__ inline const T *head_row(const ssd_call &c, const void *x, int64_t row, int h) {
   return (const T *)x + row * c.ld + (int64_t)h * c.P;
 }
-template <class T> __device__ inline const T *dy_row(const ssd_call &c, int64_t row, int h) {
+template <class T>
+__device__ inline const T *dy_row(const ssd_call &c, int64_t row, int h) {
   return (const T *)c.dy + row * c.ldy + (int64_t)h * c.P;
 }
-template <class T> __device__ inline const T *group_row(const ssd_call &c, const void *x, int64_t row, int h) {
+template <class T>
+__device__ inline const T *group_row(const ssd_call &c, const void *x, int64_t row, int h) {
   return (const T *)x + row * c.ld + (int64_t)(h / c.heads) * c.N;
 }
 
 // ---- states ----
 
 // What a chunk adds to the state after it, or (BACK) to the gradient of the state before it.
-template <class T, bool BACK> __global__ void plain_own(ssd_call c, plain_ws ws) {
+template <class T, bool BACK>
+__global__ void plain_own(ssd_call c, plain_ws ws) {
   __shared__ plain_decay w;
   int h = (int)blockIdx.x % c.nh;
   ssd_chunk a = chunk_at(c, (int)blockIdx.x / c.nh, Q);
@@ -138,15 +148,17 @@ template <class T, bool BACK> __global__ void plain_own(ssd_call c, plain_ws ws)
         return f * to_float(group_row<T>(c, BACK ? c.C : c.B, a.row + j, h)[n]);
       },
       [&](int j, int p) {
-        return to_float(BACK ? dy_row<T>(c, a.row + j, h)[p] : head_row<T>(c, c.x, a.row + j, h)[p]);
+        return to_float(BACK ? dy_row<T>(c, a.row + j, h)[p]
+                             : head_row<T>(c, c.x, a.row + j, h)[p]);
       },
       [&](int n, int p, float sum) { own[n * c.P + p] = sum; });
 }
 
-// From what the chunks add to the states themselves. first [b,nh,P,N]: what the walk starts from, NULL: zero;
-// last: where it ends, NULL: not wanted.
+// From what the chunks add to the states themselves. first [b,nh,P,N]: what the walk starts from,
+// NULL: zero; last: where it ends, NULL: not wanted.
 template <bool BACK>
-__global__ void plain_scan(ssd_call c, float *states, const float *keep, const float *first, float *last) {
+__global__ void plain_scan(ssd_call c, float *states, const float *keep, const float *first,
+                           float *last) {
   int64_t size = (int64_t)c.P * c.N;
   SK_EACH(at, c.b * c.nh * size) {
     int seq = (int)(at / size / c.nh), h = (int)(at / size % c.nh), i = (int)(at % size);
@@ -163,17 +175,20 @@ __global__ void plain_scan(ssd_call c, float *states, const float *keep, const f
 }
 
 template <class T, bool BACK>
-void plain_walk(sk_stream *s, const ssd_call &c, const plain_ws &w, const float *first, float *last) {
+void plain_walk(sk_stream *s, const ssd_call &c, const plain_ws &w, const float *first,
+                float *last) {
   plain_own<T, BACK><<<(unsigned)(c.b * c.chunks * c.nh), THREADS, 0, sk_cuda_stream(s)>>>(c, w);
   SK_CUDA(cudaGetLastError());
   unsigned grid = blocks((int64_t)c.b * c.nh * c.P * c.N);
-  plain_scan<BACK><<<grid, THREADS, 0, sk_cuda_stream(s)>>>(c, BACK ? w.Z : w.S, w.keep, first, last);
+  plain_scan<BACK>
+      <<<grid, THREADS, 0, sk_cuda_stream(s)>>>(c, BACK ? w.Z : w.S, w.keep, first, last);
   SK_CUDA(cudaGetLastError());
 }
 
 // ---- forward ----
 
-template <class T> __global__ void plain_output(ssd_call c, plain_ws ws, T *y) {
+template <class T>
+__global__ void plain_output(ssd_call c, plain_ws ws, T *y) {
   __shared__ plain_decay w;
   __shared__ float M[Q][Q + 1];
   int h = (int)blockIdx.x % c.nh;
@@ -195,7 +210,8 @@ template <class T> __global__ void plain_output(ssd_call c, plain_ws ws, T *y) {
         return l < a.n ? M[i][l] : w.in[i] * to_float(group_row<T>(c, c.C, a.row + i, h)[l - a.n]);
       },
       [&](int l, int p) {
-        return l < a.n ? to_float(head_row<T>(c, c.x, a.row + l, h)[p]) : S[(int64_t)(l - a.n) * c.P + p];
+        return l < a.n ? to_float(head_row<T>(c, c.x, a.row + l, h)[p])
+                       : S[(int64_t)(l - a.n) * c.P + p];
       },
       [&](int i, int p, float sum) {
         float x = to_float(head_row<T>(c, c.x, a.row + i, h)[p]);
@@ -261,8 +277,9 @@ __device__ void plain_scores(const ssd_call &c, const ssd_chunk &a, int h, plain
 
 // Through a state W [N][P]: row_i = W u_i; dot_i = f_i v_i . row_i; du_i[n] += f_i v_i . W[n].
 template <class T, class V>
-__device__ void plain_through(const ssd_call &c, const ssd_chunk &a, int h, const float *W, const void *u, V v,
-                              const float *fade, const float *dt, float *row, float *dot, float *du) {
+__device__ void plain_through(const ssd_call &c, const ssd_chunk &a, int h, const float *W,
+                              const void *u, V v, const float *fade, const float *dt, float *row,
+                              float *dot, float *du) {
   int64_t ldr = (int64_t)c.G * c.P, ldu = (int64_t)c.G * c.N;
   __syncthreads(); // the last use of row is over
   product(
@@ -282,14 +299,16 @@ __device__ void plain_through(const ssd_call &c, const ssd_chunk &a, int h, cons
 
 // dx of a head. row holds Z B_j.
 template <class T>
-__device__ void plain_inputs(const ssd_call &c, const ssd_chunk &a, int h, float *row, plain_memory &m, T *dx) {
+__device__ void plain_inputs(const ssd_call &c, const ssd_chunk &a, int h, float *row,
+                             plain_memory &m, T *dx) {
   int64_t ldr = (int64_t)c.G * c.P;
   __syncthreads();
   product(
       a.n, c.P, a.n, [&](int j, int i) { return m.M[i][j]; },
       [&](int i, int p) { return to_float(dy_row<T>(c, a.row + i, h)[p]); },
       [&](int j, int p, float sum) {
-        float dXt = sum + m.w.out[j] * row[j * ldr + p], dy = to_float(dy_row<T>(c, a.row + j, h)[p]);
+        float dXt = sum + m.w.out[j] * row[j * ldr + p],
+              dy = to_float(dy_row<T>(c, a.row + j, h)[p]);
         row[j * ldr + p] = dXt;
         from_float(dx[(a.row + j) * c.ld + (int64_t)h * c.P + p], m.w.dt[j] * dXt + m.w.D * dy);
       });
@@ -301,7 +320,8 @@ __device__ void plain_inputs(const ssd_call &c, const ssd_chunk &a, int h, float
 }
 
 // <Z, S>, in parts of a warp each.
-__device__ inline void plain_meet(const ssd_call &c, const float *S, const float *Z, plain_memory &m) {
+__device__ inline void plain_meet(const ssd_call &c, const float *S, const float *Z,
+                                  plain_memory &m) {
   float sum = 0;
   for (int64_t i = threadIdx.x; i < (int64_t)c.P * c.N; i += blockDim.x) sum += S[i] * Z[i];
 #pragma unroll
@@ -309,9 +329,10 @@ __device__ inline void plain_meet(const ssd_call &c, const float *S, const float
   if (threadIdx.x % 32 == 0) m.X[threadIdx.x / 32] = sum;
 }
 
-// ddt, and the sums for A and D. The double sum over a rectangle is taken as it stands: no term twice.
-__device__ inline void plain_decay_grads(const ssd_call &c, const ssd_chunk &a, int h, const plain_memory &m,
-                                         float *ddt, double2 *part) {
+// ddt, and the sums for A and D. The double sum over a rectangle is taken as it stands: no term
+// twice.
+__device__ inline void plain_decay_grads(const ssd_call &c, const ssd_chunk &a, int h,
+                                         const plain_memory &m, float *ddt, double2 *part) {
   __syncthreads();
   if (threadIdx.x >= 32) return;
   int k = (int)threadIdx.x;
@@ -336,11 +357,13 @@ __device__ inline void plain_decay_grads(const ssd_call &c, const ssd_chunk &a, 
 
 // C B^T of a group and zeros for what its heads add to.
 template <class T>
-__device__ void plain_open(const ssd_call &c, const ssd_chunk &a, int h, float *dB, float *dC, plain_memory &m) {
+__device__ void plain_open(const ssd_call &c, const ssd_chunk &a, int h, float *dB, float *dC,
+                           plain_memory &m) {
   int64_t ldu = (int64_t)c.G * c.N;
   warps_share(a.n, a.n, [&](int i, int j) {
     float sum = 0;
-    if (j <= i) sum = warp_dot(group_row<T>(c, c.C, a.row + i, h), group_row<T>(c, c.B, a.row + j, h), c.N);
+    if (j <= i)
+      sum = warp_dot(group_row<T>(c, c.C, a.row + i, h), group_row<T>(c, c.B, a.row + j, h), c.N);
     if (threadIdx.x % 32 == 0) m.R[i][j] = sum, m.E[i][j] = 0;
   });
   for (int at = (int)threadIdx.x; at < a.n * c.N; at += (int)blockDim.x)
@@ -349,8 +372,8 @@ __device__ void plain_open(const ssd_call &c, const ssd_chunk &a, int h, float *
 
 // dC_i += sum_j E_ij B_j; dB_j += sum_i E_ij C_i; both to their places.
 template <class T>
-__device__ void plain_close(const ssd_call &c, const ssd_chunk &a, int h, const float *dB, const float *dC,
-                            const plain_memory &m, T *toB, T *toC) {
+__device__ void plain_close(const ssd_call &c, const ssd_chunk &a, int h, const float *dB,
+                            const float *dC, const plain_memory &m, T *toB, T *toC) {
   int64_t ldu = (int64_t)c.G * c.N, at = a.row * c.ld + (int64_t)(h / c.heads) * c.N;
   __syncthreads();
   product(
@@ -364,7 +387,8 @@ __device__ void plain_close(const ssd_call &c, const ssd_chunk &a, int h, const 
 }
 
 // A block per chunk and group, head after head.
-template <class T> __global__ void plain_chunk(ssd_call c, plain_ws ws, plain_grads g) {
+template <class T>
+__global__ void plain_chunk(ssd_call c, plain_ws ws, plain_grads g) {
   __shared__ plain_memory m;
   int group = (int)blockIdx.x % c.G, h0 = group * c.heads;
   ssd_chunk a = chunk_at(c, (int)blockIdx.x / c.G, Q);
@@ -372,7 +396,8 @@ template <class T> __global__ void plain_chunk(ssd_call c, plain_ws ws, plain_gr
   float *dB = ws.dB + (a.row * c.G + group) * c.N, *dC = ws.dC + (a.row * c.G + group) * c.N;
   plain_open<T>(c, a, h0, dB, dC, m);
   for (int h = h0; h < h0 + c.heads; h++) {
-    const float *S = plain_slot(c, ws.S, a.seq, a.k, h), *Z = plain_slot(c, ws.Z, a.seq, a.k + 1, h);
+    const float *S = plain_slot(c, ws.S, a.seq, a.k, h),
+                *Z = plain_slot(c, ws.Z, a.seq, a.k + 1, h);
     auto dy = [&](int i) { return dy_row<T>(c, a.row + i, h); };
     auto x = [&](int j) { return head_row<T>(c, c.x, a.row + j, h); };
     plain_fade<T>(c, a, h, m.w);
@@ -393,8 +418,8 @@ inline size_t ssd_plain_grad_ws(const sk_ssd_dims *d) {
 
 // Returns the sums for A and D, [b * chunks][nh].
 template <class T>
-const double2 *plain_backward(sk_stream *s, const ssd_call &c, const plain_grads &g, float *dS0, const float *S0,
-                              const float *dSf, void *ws) {
+const double2 *plain_backward(sk_stream *s, const ssd_call &c, const plain_grads &g, float *dS0,
+                              const float *S0, const float *dSf, void *ws) {
   plain_ws w = {};
   plain_cut(c, true, ws, &w);
   plain_walk<T, false>(s, c, w, S0, NULL);
@@ -404,7 +429,8 @@ const double2 *plain_backward(sk_stream *s, const ssd_call &c, const plain_grads
   return w.part;
 }
 
-template <class T> void plain_state_grads(sk_stream *s, const ssd_call &c, float *dS0, void *ws) {
+template <class T>
+void plain_state_grads(sk_stream *s, const ssd_call &c, float *dS0, void *ws) {
   plain_ws w = {};
   plain_cut(c, true, ws, &w);
   plain_walk<T, true>(s, c, w, NULL, dS0);

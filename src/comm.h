@@ -68,13 +68,13 @@ typedef struct sk_comm_ops {
   /* Messages between two ranks of the group (or of a rank to itself). The tag tells messages of one
    * pair apart; those with the same tag arrive in the order sent. Both sides give the same size. A
    * receive may be posted before or after its send; waiting for a send may take until then. */
+  sk_ticket *(*send)(sk_group *, sk_stream *, const void *src, size_t bytes, int to, int tag);
+  sk_ticket *(*recv)(sk_group *, sk_stream *, void *dst, size_t bytes, int from, int tag);
   /* Between together(begin = true) and together(false) the messages of a rank are independent of
    * each other, and all ranks concerned give theirs in such a bracket, in one order for each pair.
    * NCCL then moves them itself, at the end of the bracket; other messages it leaves to MPI,
    * because a GPU's queue cannot say which of two messages must wait for the other. */
   void (*together)(sk_group *, sk_stream *, bool begin);
-  sk_ticket *(*send)(sk_group *, sk_stream *, const void *src, size_t bytes, int to, int tag);
-  sk_ticket *(*recv)(sk_group *, sk_stream *, void *dst, size_t bytes, int from, int tag);
   /* Work enqueued on stream from now on comes after the operation. Frees the ticket; NULL is fine.
    */
   void (*wait)(sk_group *, sk_stream *, sk_ticket *);
