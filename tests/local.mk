@@ -52,7 +52,7 @@ tests_ops_1_SOURCES = tests/ops.c tests/ops_check.h tests/ref_ops.c tests/ref_op
 tests_ops_mamba_1_SOURCES = tests/ops_mamba.c tests/ops_check.h tests/ref_mamba.c tests/ref_mamba.h \
   tests/tap.h
 tests_parity_8_SOURCES = tests/parity.c tests/parity.h tests/parity_cases.c tests/parity_run.c \
-  tests/small_model.h tests/tap.h
+  tests/on_grid.h tests/small_model.h tests/tap.h
 tests_plan_8_SOURCES = tests/plan.c tests/on_grid.h tests/small_model.h tests/tap.h
 tests_reshard_8_SOURCES = tests/reshard.c tests/on_grid.h tests/small_model.h tests/tap.h
 tests_rundir_1_SOURCES = tests/rundir.c tests/tap.h

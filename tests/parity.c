@@ -11,7 +11,7 @@
  * By default a part of the cases, each kind at least once; SAKER_LONG=1 (`make check-long`): all.
  */
 #include "tests/parity.h"
-#include "tests/tap.h"
+#include "tests/on_grid.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -142,7 +142,7 @@ static void make_references(void) {
 
 /* ---- waves: as many cases side by side as the ranks allow ---- */
 
-static int ranks_of(const parity_case *c) {
+static int case_ranks(const parity_case *c) {
   return c->n[SK_PP] * c->n[SK_DP] * c->n[SK_CP] * c->n[SK_TP];
 }
 
@@ -152,11 +152,11 @@ static int fill_wave(int *wave, int *root) {
   int n = 0, used = 0, first = 0;
   while (first < n_cases && done[first]) first++;
   for (int i = first; i < n_cases && i < first + 64 && used < tap_size; i++) {
-    if (done[i] || used + ranks_of(&cases[i]) > tap_size) continue;
+    if (done[i] || used + case_ranks(&cases[i]) > tap_size) continue;
     done[i] = true;
     wave[n] = i;
     root[n++] = used;
-    used += ranks_of(&cases[i]);
+    used += case_ranks(&cases[i]);
   }
   return n;
 }
@@ -224,7 +224,7 @@ static void report(int i, const verdict *twin) {
 static void run_wave(const int *wave, const int *root, int n) {
   int mine = -1;
   for (int k = 0; k < n; k++)
-    if (tap_rank >= root[k] && tap_rank < root[k] + ranks_of(&cases[wave[k]])) mine = k;
+    if (tap_rank >= root[k] && tap_rank < root[k] + case_ranks(&cases[wave[k]])) mine = k;
   MPI_Comm comm;
   SK_MPI(MPI_Comm_split(MPI_COMM_WORLD, mine < 0 ? MPI_UNDEFINED : mine, tap_rank, &comm));
   if (mine >= 0) {
@@ -235,6 +235,7 @@ static void run_wave(const int *wave, const int *root, int n) {
     parity_result_free(&r);
     SK_MPI(MPI_Comm_free(&comm));
   }
+  meet_patiently();
   for (int k = 0; k < n; k++)
     SK_MPI(MPI_Bcast(&seen[wave[k]], sizeof *seen, MPI_BYTE, root[k], MPI_COMM_WORLD));
 }
