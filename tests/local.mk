@@ -6,6 +6,7 @@ check_PROGRAMS += \
   tests/comm.1 tests/comm.2 tests/comm.3 tests/comm.4 \
   tests/comm_count.8 \
   tests/config.1 tests/config.2 \
+  tests/convert.1 tests/convert.3 \
   tests/data.1 tests/data.2 \
   tests/device.1 tests/devices.2 \
   tests/generate.1 \
@@ -34,6 +35,8 @@ tests_comm_4_SOURCES = $(tests_comm_1_SOURCES)
 tests_comm_count_8_SOURCES = tests/comm_count.c tests/on_grid.h tests/small_model.h tests/tap.h
 tests_config_1_SOURCES = tests/config.c tests/tap.h
 tests_config_2_SOURCES = $(tests_config_1_SOURCES)
+tests_convert_1_SOURCES = tests/convert.c tests/hf_folder.h tests/tap.h
+tests_convert_3_SOURCES = $(tests_convert_1_SOURCES)
 tests_data_1_SOURCES = tests/data.c tests/tap.h
 tests_data_2_SOURCES = $(tests_data_1_SOURCES)
 tests_device_1_SOURCES = tests/device.c tests/device_check.c tests/device_check.h tests/device_engine.c \
