@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* ---- dtypes ---- */
 
@@ -141,14 +142,27 @@ static int check_metadata(const json_t *o, const char *path, sk_err *e) {
   return SK_OK;
 }
 
+/* The JSON text that ends just before byte `end`, as far as it fits: jansson does not always say which. */
+static void text_before(const char *text, size_t end, char *out, size_t cap) {
+  out[0] = 0;
+  if (end < 2 || text[end - 1] != '"') return;
+  size_t at = end - 1;
+  while (at > 0 && (text[at - 1] != '"' || (at > 1 && text[at - 2] == '\\'))) at--;
+  snprintf(out, cap, " \"%.*s\"", (int)(end - 1 - at < 200 ? end - 1 - at : 200), text + at);
+}
+
 /* A JSON object from memory. jansson refuses names given twice, invalid UTF-8, NUL in names and nesting
  * deeper than 2048; its message names the line. */
 static json_t *load_object(const char *text, size_t n, const char *path, const char *what, sk_err *e) {
   json_error_t why;
   json_t *o = json_loadb(text, n, JSON_REJECT_DUPLICATES, &why);
-  if (!o)
-    sk_fail(e, SK_FAILED, "%s: %s is not valid JSON: line %d, column %d: %s", path, what, why.line, why.column,
-            why.text);
+  if (!o) {
+    char key[256] = "";
+    if (json_error_code(&why) == json_error_duplicate_key && (size_t)why.position <= n)
+      text_before(text, (size_t)why.position, key, sizeof key);
+    sk_fail(e, SK_FAILED, "%s: %s is not valid JSON: line %d, column %d: %s%s", path, what, why.line, why.column,
+            key[0] ? "given twice:" : why.text, key);
+  }
   else if (!json_is_object(o))
     sk_fail(e, SK_FAILED, "%s: %s is not a JSON object", path, what);
   if (!e->code) return o;
@@ -192,7 +206,7 @@ int sk_st_open(const char *path, sk_st_file *f, sk_err *e) {
   unsigned char length[8];
   *f = (sk_st_file){0};
   int64_t size = sk_fs_size(path);
-  if (size < 0) return sk_fs_fail(e, path, "opened", ENOENT);
+  if (size < 0 && access(path, F_OK) == 0) return sk_fail(e, SK_FAILED, "%s: not a regular file", path);
   FILE *in = fopen(path, "rb");
   if (!in) return sk_fs_fail(e, path, "opened", errno);
   bool whole = fread(length, 1, sizeof length, in) == sizeof length;

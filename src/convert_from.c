@@ -115,22 +115,27 @@ static int read_headers(from *f, headers *h, sk_err *e) {
   for (int i = 0; i < f->n_file && !e->code; i++) {
     char *path = sk_strf("%s/%s", f->dir, f->file[i]);
     if (sk_st_open(path, &h->file[i], e) == SK_OK) h->used[i] = sk_calloc((size_t)h->file[i].n, sizeof **h->used);
-    for (int k = 0; k < h->file[i].n && h->index.n && !e->code; k++) {
-      const char *name = h->file[i].tensor[k].name;
-      int at = file_of(&h->index, name);
-      if (at != i)
-        sk_fail(e, SK_FAILED, "%s: has the tensor \"%.200s\", which model.safetensors.index.json %s%s", path, name,
-                at < 0 ? "does not name" : "places in ", at < 0 ? "" : f->file[at]);
-    }
     sk_free(path);
   }
-  for (int k = 0; k < h->index.n && !e->code; k++) {
-    int at = h->index.file_of[k];
-    if (!sk_st_find(&h->file[at], h->index.name[k]))
-      sk_fail(e, SK_FAILED, "%s/%s: lacks the tensor \"%.200s\", which model.safetensors.index.json places there",
-              f->dir, f->file[at], h->index.name[k]);
-  }
   return e->code;
+}
+
+/* The files hold what the index says and nothing else. */
+static int check_index(const from *f, const headers *h, sk_err *e) {
+  const sk_st_index *x = &h->index;
+  for (int i = 0; i < f->n_file && x->n; i++)
+    for (int k = 0; k < h->file[i].n; k++) {
+      const char *name = h->file[i].tensor[k].name;
+      int at = file_of(x, name);
+      if (at != i)
+        return sk_fail(e, SK_FAILED, "%s/%s: has the tensor \"%.200s\", which model.safetensors.index.json %s%s", f->dir,
+                       f->file[i], name, at < 0 ? "does not name" : "places in ", at < 0 ? "" : f->file[at]);
+    }
+  for (int k = 0; k < x->n; k++)
+    if (!sk_st_find(&h->file[x->file_of[k]], x->name[k]))
+      return sk_fail(e, SK_FAILED, "%s/%s: lacks the tensor \"%.200s\", which model.safetensors.index.json places there",
+                     f->dir, f->file[x->file_of[k]], x->name[k]);
+  return SK_OK;
 }
 
 static void shape_text(int rank, const int64_t *dim, char *out, size_t cap) {
@@ -189,7 +194,7 @@ static int check_used(const from *f, const headers *h, sk_err *e) {
 
 static int find_places(from *f, sk_err *e) {
   headers h = {0};
-  if (find_files(f, &h.index, e) == SK_OK && read_headers(f, &h, e) == SK_OK) {
+  if (find_files(f, &h.index, e) == SK_OK && read_headers(f, &h, e) == SK_OK && check_index(f, &h, e) == SK_OK) {
     for (int i = 0; i < f->model.all.n && !e->code; i++) find_param(f, &h, i, e);
     if (!e->code) check_used(f, &h, e);
   }

@@ -21,6 +21,7 @@ check_PROGRAMS += \
   tests/plan.8 \
   tests/reshard.8 \
   tests/rundir.1 tests/rundir.2 \
+  tests/safetensors.1 tests/safetensors.3 \
   tests/schedule.1 \
   tests/ssd.1 \
   tests/tokens.1 tests/tokens.2 tests/tokens.4
@@ -60,6 +61,8 @@ tests_plan_8_SOURCES = tests/plan.c tests/on_grid.h tests/small_model.h tests/ta
 tests_reshard_8_SOURCES = tests/reshard.c tests/on_grid.h tests/small_model.h tests/tap.h
 tests_rundir_1_SOURCES = tests/rundir.c tests/tap.h
 tests_rundir_2_SOURCES = $(tests_rundir_1_SOURCES)
+tests_safetensors_1_SOURCES = tests/safetensors.c tests/hf_folder.h tests/tap.h
+tests_safetensors_3_SOURCES = $(tests_safetensors_1_SOURCES)
 tests_schedule_1_SOURCES = tests/schedule.c tests/schedule_sim.h tests/tap.h
 tests_ssd_1_SOURCES = tests/ssd.c tests/ops_check.h tests/ref_mamba.c tests/ref_mamba.h tests/tap.h
 tests_tokens_1_SOURCES = tests/tokens.c tests/tap.h
