@@ -69,7 +69,7 @@ tests_tokens_1_SOURCES = tests/tokens.c tests/tap.h
 tests_tokens_2_SOURCES = $(tests_tokens_1_SOURCES)
 tests_tokens_4_SOURCES = $(tests_tokens_1_SOURCES)
 
-dist_check_SCRIPTS = tests/cli.sh tests/layering.sh tests/regrid.sh tests/slurm.sh tests/slurm2.sh \
+dist_check_SCRIPTS = tests/cli.sh tests/convert.sh tests/layering.sh tests/regrid.sh tests/slurm.sh tests/slurm2.sh \
   tests/train.sh tests/trouble.sh
 TESTS += tests/golden.1 $(check_PROGRAMS) $(dist_check_SCRIPTS)
 EXTRA_DIST += tests/count.sh tests/mini-slurm.sh tests/mpirun.sh tests/quickstart.sh \
@@ -86,7 +86,7 @@ AM_TESTS_ENVIRONMENT = \
   SAKER_SRCDIR='$(abs_srcdir)'; export SAKER_SRCDIR; \
   SAKER_BUILDDIR='$(abs_builddir)'; export SAKER_BUILDDIR; \
   MPIRUN='$(MPIRUN)'; export MPIRUN;
-tests/cli.log tests/regrid.log tests/slurm.log tests/slurm2.log tests/train.log tests/trouble.log: saker$(EXEEXT)
+tests/cli.log tests/convert.log tests/regrid.log tests/slurm.log tests/slurm2.log tests/train.log tests/trouble.log: saker$(EXEEXT)
 # One Slurm at a time.
 tests/slurm2.log: tests/slurm.log
 
@@ -100,4 +100,11 @@ check-slurm:
 check-long:
 	SAKER_LONG=1 TEST_TIMEOUT=5400 $(MAKE) $(AM_MAKEFLAGS) check \
 	  TESTS='tests/parity.8 tests/reshard.8 tests/schedule.1'
-.PHONY: check-counts check-long check-slurm
+# Against the real transformers, by hand: PYTHON must have torch, transformers, safetensors and h5py.
+EXTRA_PROGRAMS += tests/hf_logits
+tests_hf_logits_SOURCES = tests/hf_logits.c
+EXTRA_DIST += tests/check_hf.py
+PYTHON = python3
+check-hf: saker$(EXEEXT) tests/hf_logits$(EXEEXT)
+	$(PYTHON) $(srcdir)/tests/check_hf.py . $(or $(SAKER_GOLDEN_DIR),$(srcdir)/tests/ref)
+.PHONY: check-counts check-hf check-long check-slurm
