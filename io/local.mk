@@ -8,5 +8,17 @@ libsaker_a_SOURCES += \
   io/metrics.c \
   io/plot.c \
   io/run.c io/run.h \
+  io/scratch.c io/scratch.h \
+  io/text_list.c io/text_list.h \
+  io/text_read.c io/text_read.h \
+  io/tokenizer.c io/tokenizer.h io/tokenizer_parts.h \
+  io/tokenizer_added.c \
+  io/tokenizer_bpe.c \
+  io/tokenizer_norm.c \
+  io/tokenizer_regex.c \
+  io/tokenizer_split.c \
   io/tokens.c io/tokens.h \
-  io/tokens_build.c
+  io/tokens_build.c \
+  io/tokens_info.c \
+  io/tokens_write.c io/tokens_write.h \
+  io/utf8.c io/utf8.h

@@ -48,7 +48,7 @@ static int bad_option(sk_err *e, char **argv, int code) {
 }
 
 enum { O_SET = 256, O_RESTART, O_MAX_TIME, O_CHECK, O_DRY_RUN, O_RANKS, O_TOKENIZER, O_FROM, O_PROMPT,
-       O_TOKENS, O_TEMPERATURE, O_SEED };
+       O_TOKENS, O_TEMPERATURE, O_SEED, O_EOS };
 
 static int train_option(int code, sk_train_opts *o, char **set, sk_err *e) {
   int64_t n = 0;
@@ -89,20 +89,20 @@ static int run_train(MPI_Comm comm, int argc, char **argv, sk_err *e) {
 }
 
 static int data_build(MPI_Comm comm, int argc, char **argv, sk_err *e) {
-  static const struct option opts[] = {{"tokenizer", 1, 0, O_TOKENIZER}, {"output", 1, 0, 'o'}, {0}};
-  const char *tokenizer = "bytes", *out = NULL;
+  static const struct option opts[] = {{"tokenizer", 1, 0, O_TOKENIZER}, {"output", 1, 0, 'o'},
+                                       {"eos", 1, 0, O_EOS}, {0}};
+  const char *tokenizer = "bytes", *eos = NULL, *out = NULL;
   int code;
   while (!e->code && (code = getopt_long(argc, argv, ":o:", opts, NULL)) != -1) {
     if (code == 'o') out = optarg;
     else if (code == O_TOKENIZER) tokenizer = optarg;
+    else if (code == O_EOS) eos = optarg;
     else bad_option(e, argv, code);
   }
   if (!e->code && !out) usage_error(e, "data", "build: no output: give -o OUT.h5%s", NULL);
   if (!e->code && optind >= argc) usage_error(e, "data", "build: no text: name files or folders%s", NULL);
-  if (!e->code && strcmp(tokenizer, "bytes") != 0)
-    usage_error(e, "data", "build: --tokenizer %s: this version knows the tokenizer bytes only", tokenizer);
   if (e->code) return e->code;
-  return sk_tokens_build(comm, tokenizer, out, argc - optind, argv + optind, e);
+  return sk_tokens_build(comm, tokenizer, eos, out, argc - optind, argv + optind, e);
 }
 
 static int data_info(MPI_Comm comm, int argc, char **argv, sk_err *e) {
