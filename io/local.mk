@@ -1,13 +1,15 @@
 # Files: HDF5, token data, checkpoints, run folder. They know no layers and no device.
 libsaker_a_SOURCES += \
-  io/ckpt.c io/ckpt.h \
+  io/ckpt.c io/ckpt.h io/ckpt_side.c \
   io/deck.c io/deck.h \
+  io/floats.c \
   io/fsutil.c io/fsutil.h \
   io/h5.c io/h5.h \
   io/manifest.c io/manifest.h \
   io/metrics.c \
   io/plot.c \
   io/run.c io/run.h \
+  io/safetensors.c io/safetensors.h \
   io/scratch.c io/scratch.h \
   io/text_list.c io/text_list.h \
   io/text_read.c io/text_read.h \
