@@ -207,11 +207,14 @@ static void read_keys(sk_reader *r, bool model_only) {
   }
 }
 
-static void finish(sk_reader *r, bool model_only) {
+// What a deck is for: training; a model alone; or one of a checkpoint, which may have been no training's.
+typedef enum purpose { TRAINING, MODEL, RESOLVED } purpose;
+
+static void finish(sk_reader *r, purpose p) {
   const sk_slot *hf = sk_reader_slot(r, "model.hf_config");
   if (r->broken) return;
-  read_keys(r, model_only);
-  if (!model_only) {
+  read_keys(r, p == MODEL);
+  if (p == TRAINING || (p == RESOLVED && sk_reader_slot(r, "data.train")->given)) {
     sk_mark top = {r->name, NULL, 0, 0};
     if (sk_node_is_null(hf->node) && !sk_reader_slot(r, "model.hidden_size")->given)
       sk_mistake(&r->bad, &top, "no model: model.hf_config (a Hugging Face config.json) or "
@@ -244,6 +247,7 @@ static int end(sk_reader *r, bool model_only, sk_err *e) {
   sk_free(r->slot);
   sk_node_free(r->hf);
   sk_free(r->hf_name);
+  sk_free(r->hf_text);
   return e->code;
 }
 
@@ -320,7 +324,7 @@ int sk_config_read(MPI_Comm comm, const char *deck, int n_set, char *const *sets
   for (int i = 0; i < n_set; i++) take_set(&r, sets[i], f.cwd);
   sk_free(text);
   read_hf_file(comm, &r);
-  finish(&r, false);
+  finish(&r, TRAINING);
   end(&r, false, e);
   int code = sk_agree(comm, e);
   if (code) sk_config_free(c);
@@ -332,7 +336,7 @@ int sk_config_from_hf(const char *json, const char *where, sk_config *c, sk_err 
   begin(&r, c, where);
   c->hf_json = sk_strdup(json);
   sk_hf_read(&r, where);
-  finish(&r, true);
+  finish(&r, MODEL);
   return end(&r, true, e);
 }
 
@@ -358,7 +362,7 @@ int sk_config_from_resolved(const char *resolved, const char *where, sk_config *
   sk_reader r;
   begin(&r, c, where);
   take_deck(&r, resolved, NULL);
-  finish(&r, false);
+  finish(&r, RESOLVED);
   return end(&r, false, e);
 }
 

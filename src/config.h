@@ -88,7 +88,8 @@ void sk_config_free(sk_config *c);
  * names the text in messages. */
 int sk_config_from_hf(const char *json, const char *where, sk_config *c, sk_err *e);
 
-/* Not collective. A resolved deck (of a checkpoint) as a config. `where` names it in messages. */
+/* Not collective. A resolved deck (of a checkpoint) as a config; that of a converted model has a model section
+ * only, and other keys then have their defaults. `where` names it in messages. */
 int sk_config_from_resolved(const char *resolved, const char *where, sk_config *c, sk_err *e);
 
 /* Not collective. Lists what differs between two resolved decks and may not change on a restart

@@ -15,6 +15,7 @@ libsaker_a_SOURCES += \
   src/config_layers.c \
   src/config_list.c \
   src/config_value.c \
+  src/convert.c src/convert.h src/convert_from.c src/convert_to.c \
   src/ctx.h \
   src/data.c src/data.h \
   src/device.c src/device.h \

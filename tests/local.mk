@@ -6,6 +6,7 @@ check_PROGRAMS += \
   tests/comm.1 tests/comm.2 tests/comm.3 tests/comm.4 \
   tests/comm_count.8 \
   tests/config.1 tests/config.2 \
+  tests/convert.1 tests/convert.3 \
   tests/data.1 tests/data.2 \
   tests/device.1 tests/devices.2 \
   tests/generate.1 \
@@ -20,6 +21,7 @@ check_PROGRAMS += \
   tests/plan.8 \
   tests/reshard.8 \
   tests/rundir.1 tests/rundir.2 \
+  tests/safetensors.1 tests/safetensors.3 \
   tests/schedule.1 \
   tests/ssd.1 \
   tests/tokens.1 tests/tokens.2 tests/tokens.4
@@ -34,6 +36,8 @@ tests_comm_4_SOURCES = $(tests_comm_1_SOURCES)
 tests_comm_count_8_SOURCES = tests/comm_count.c tests/on_grid.h tests/small_model.h tests/tap.h
 tests_config_1_SOURCES = tests/config.c tests/tap.h
 tests_config_2_SOURCES = $(tests_config_1_SOURCES)
+tests_convert_1_SOURCES = tests/convert.c tests/hf_folder.h tests/tap.h
+tests_convert_3_SOURCES = $(tests_convert_1_SOURCES)
 tests_data_1_SOURCES = tests/data.c tests/tap.h
 tests_data_2_SOURCES = $(tests_data_1_SOURCES)
 tests_device_1_SOURCES = tests/device.c tests/device_check.c tests/device_check.h tests/device_engine.c \
@@ -57,6 +61,8 @@ tests_plan_8_SOURCES = tests/plan.c tests/on_grid.h tests/small_model.h tests/ta
 tests_reshard_8_SOURCES = tests/reshard.c tests/on_grid.h tests/small_model.h tests/tap.h
 tests_rundir_1_SOURCES = tests/rundir.c tests/tap.h
 tests_rundir_2_SOURCES = $(tests_rundir_1_SOURCES)
+tests_safetensors_1_SOURCES = tests/safetensors.c tests/hf_folder.h tests/tap.h
+tests_safetensors_3_SOURCES = $(tests_safetensors_1_SOURCES)
 tests_schedule_1_SOURCES = tests/schedule.c tests/schedule_sim.h tests/tap.h
 tests_ssd_1_SOURCES = tests/ssd.c tests/ops_check.h tests/ref_mamba.c tests/ref_mamba.h tests/tap.h
 tests_tokens_1_SOURCES = tests/tokens.c tests/tap.h
