@@ -1,8 +1,15 @@
 #include "src/device.h"
+#include "src/transport.h"
 #include <stdlib.h>
 
 const sk_comm_ops *sk_device_comm(const sk_ops *op) {
   return op == sk_cuda && sk_comm_nccl ? sk_comm_nccl : &sk_comm_mpi;
+}
+
+const sk_comm_ops *sk_device_pipe(const sk_ops *op, const sk_comm_ops *comm, const sk_config *cfg) {
+  int t = cfg->parallel.transport;
+  bool host = op != sk_cuda && (t == SK_TRANSPORT_AUTO || t == SK_TRANSPORT_MPI);
+  return host ? comm : sk_transport_table(t);
 }
 
 sk_dtype sk_device_act(const sk_ops *op, const sk_config *cfg) {

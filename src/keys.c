@@ -161,8 +161,8 @@ const sk_key sk_keys[] = {
            "pipeline schedule"),
     INT("parallel.virtual_stages", "1", "[1,1024]", RESTART, AT(parallel.virtual_stages),
         "parts of the model per stage (interleaved: at least 2)"),
-    LATER("parallel.transport", SK_KEY_CHOICE, "auto", "auto|ipc|mpi|nccl", RESTART, NOWHERE,
-          "what carries the pipeline's messages"),
+    CHOICE("parallel.transport", "auto", "auto|ipc|mpi|nccl", RESTART, AT(parallel.transport),
+           "what carries messages between the pipeline's GPUs; auto: for each neighbour the fastest that works"),
 
     COUNT("checkpoint.every", "steps", "200", "[1,inf)", RESTART, AT(checkpoint.every),
           "steps between checkpoints; one more at the end and at a stop"),

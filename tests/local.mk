@@ -22,7 +22,8 @@ check_PROGRAMS += \
   tests/rundir.1 tests/rundir.2 \
   tests/schedule.1 \
   tests/ssd.1 \
-  tests/tokens.1 tests/tokens.2 tests/tokens.4
+  tests/tokens.1 tests/tokens.2 tests/tokens.4 \
+  tests/transport.2 tests/transport.3
 
 tests_ckpt_1_SOURCES = tests/ckpt.c tests/tap.h
 tests_ckpt_2_SOURCES = $(tests_ckpt_1_SOURCES)
@@ -62,6 +63,8 @@ tests_ssd_1_SOURCES = tests/ssd.c tests/ops_check.h tests/ref_mamba.c tests/ref_
 tests_tokens_1_SOURCES = tests/tokens.c tests/tap.h
 tests_tokens_2_SOURCES = $(tests_tokens_1_SOURCES)
 tests_tokens_4_SOURCES = $(tests_tokens_1_SOURCES)
+tests_transport_2_SOURCES = tests/transport.c tests/tap.h
+tests_transport_3_SOURCES = $(tests_transport_2_SOURCES)
 
 dist_check_SCRIPTS = tests/cli.sh tests/layering.sh tests/regrid.sh tests/slurm.sh tests/slurm2.sh \
   tests/train.sh tests/trouble.sh
