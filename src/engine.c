@@ -246,11 +246,13 @@ static int open_groups(sk_engine *g, sk_err *e) {
 }
 
 /* Adds the plan to an error: what was to be allocated. */
-static void show_plan(const size_t bytes[SK_PARTS], sk_err *e) {
+static void show_plan(const size_t bytes[SK_PARTS], size_t total, sk_err *e) {
   double sum = 0;
   size_t at = strlen(e->msg);
   for (int i = 0; i < SK_PARTS; i++) sum += (double)bytes[i];
-  at += (size_t)snprintf(e->msg + at, sizeof e->msg - at, "\nThis rank needs %s:", sk_bytes(sum));
+  at += (size_t)snprintf(e->msg + at, sizeof e->msg - at, "\nThis rank needs %s", sk_bytes(sum));
+  if (total) at += (size_t)snprintf(e->msg + at, sizeof e->msg - at, ", its GPU has %s", sk_bytes((double)total));
+  at += (size_t)snprintf(e->msg + at, sizeof e->msg - at, ":");
   for (int i = 0; i < SK_PARTS && at < sizeof e->msg; i++)
     if (bytes[i])
       at += (size_t)snprintf(e->msg + at, sizeof e->msg - at, "\n  %-16s %12s", sk_part_name[i],
@@ -259,6 +261,8 @@ static void show_plan(const size_t bytes[SK_PARTS], sk_err *e) {
 
 static void allocate(sk_engine *g, const size_t bytes[SK_PARTS], const size_t *slot, sk_err *e) {
   sk_ctx *c = &g->ctx;
+  size_t free, total;
+  c->op->memory(c->dev, &free, &total);
   for (int i = 0; i < SK_PART_SAVED && !e->code; i++)
     sk_arena_alloc(&g->part[i], c->op, c->dev, sk_part_name[i], bytes[i], e);
   for (int i = 0; i < g->n_slots && !e->code; i++)
@@ -266,7 +270,7 @@ static void allocate(sk_engine *g, const size_t bytes[SK_PARTS], const size_t *s
   if (!e->code) sk_arena_alloc(&g->redo, c->op, c->dev, sk_part_name[SK_PART_REDO], bytes[SK_PART_REDO], e);
   if (!e->code)
     sk_arena_alloc(&c->scratch, c->op, c->dev, sk_part_name[SK_PART_SCRATCH], bytes[SK_PART_SCRATCH], e);
-  if (e->code) show_plan(bytes, e);
+  if (e->code) show_plan(bytes, total, e);
 }
 
 int sk_engine_open(sk_engine *g, const sk_config *cfg, const sk_ops *op, const sk_comm_ops *comm,

@@ -115,7 +115,8 @@ const sk_key sk_keys[] = {
     CHOICE("data.documents", "isolate", "isolate|concatenate", 0, AT(data.documents),
            "whether attention and SSM state cross the ends of documents"),
 
-    COUNT("train.steps", "steps", "1000", "[1,1000000000000]", RESTART, AT(train.steps), "total since step 0"),
+    COUNT("train.steps", "steps", "1000", "[0,1000000000000]", RESTART, AT(train.steps),
+          "total since step 0; 0 only saves the initial weights"),
     COUNT("train.global_batch", "sequences", "8", "[1,1073741824]", 0, AT(train.global_batch),
           "sequences in one step, over all ranks"),
     COUNT("train.micro_batch", "sequences", "1", "[1,1048576]", RESTART, AT(train.micro_batch),
