@@ -4,6 +4,7 @@
 #endif
 #include "src/config.h"
 #include "src/config_read.h"
+#include "src/transport.h"
 #include <errno.h>
 #include <limits.h>
 #include <stdarg.h>
@@ -178,6 +179,14 @@ static void check_schedule(sk_reader *r) {
                       (long long)warmup, (long long)decay, (long long)steps);
 }
 
+static void check_parallel(sk_reader *r) {
+  const sk_config *c = r->c;
+  bool gpus = c->parallel.transport == SK_TRANSPORT_IPC || c->parallel.transport == SK_TRANSPORT_NCCL;
+  if (sound(r, "parallel.transport", "run.device") && gpus && c->run.device == SK_DEVICE_CPU)
+    sk_reader_mistake(r, "parallel.transport",
+                      "parallel.transport ipc and nccl are for GPUs and run.device is cpu; auto serves both");
+}
+
 static void check_model(sk_reader *r) {
   const sk_model_cfg *m = &r->c->model;
   if (sound(r, "model.pad_token_id", "model.vocab_size") && m->pad_token_id >= m->vocab_size)
@@ -222,6 +231,7 @@ static void finish(sk_reader *r, purpose p) {
     sk_lists_read(r);
     check_batch(r);
     check_schedule(r);
+    check_parallel(r);
   }
   sk_layers_read(r);
   check_model(r);

@@ -69,7 +69,8 @@ typedef struct sk_config {
     int n_groups;
     sk_param_group *groups;
   } optimizer;
-  struct { int64_t tp, cp, pp, virtual_stages; int schedule; } parallel; /* SK_SCHED_... (schedule.h) */
+  struct { int64_t tp, cp, pp, virtual_stages; int schedule, transport; } parallel; /* SK_SCHED_... (schedule.h),
+                                                     SK_TRANSPORT_... (transport.h) */
   struct { int64_t every, keep, keep_every; } checkpoint;
   struct { int64_t every; } log;
   char *resolved; /* canonical YAML of every key's value, data paths absolute; owned */

@@ -48,6 +48,8 @@ libsaker_a_SOURCES += \
   src/train_eval.c \
   src/train_save.c \
   src/train_setup.c \
+  src/transport.c src/transport.h \
+  src/transport_link.h src/transport_open.c \
   src/verbs.c src/verbs.h
 
 # Its header is made before it, also when a single program is asked for.

@@ -6,6 +6,7 @@
 #include "src/placement.h"
 #include "src/progress.h"
 #include "src/train.h"
+#include "src/transport.h"
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -85,6 +86,23 @@ static int check_restart(sk_train *t, const char *path, bool *weights_only, sk_e
   return sk_agree(t->grid.world, e);
 }
 
+/* Collective. How neighbouring pipeline stages exchange messages, such as "ipc" or "ipc 6, nccl 2" (links, counted
+ * from both ends); "" with one stage. */
+static void describe_pipe(const sk_train *t, char *text, size_t cap) {
+  const sk_engine *g = &t->engine;
+  int mine[SK_NTRANSPORTS] = {0}, all[SK_NTRANSPORTS], kinds = 0;
+  if (g->pp && g->ctx.op == sk_cuda) sk_transport_links(g->pp, mine);
+  else if (g->pp) mine[SK_TRANSPORT_MPI] = 1;
+  SK_MPI(MPI_Allreduce(mine, all, SK_NTRANSPORTS, MPI_INT, MPI_SUM, t->grid.world));
+  for (int i = 0; i < SK_NTRANSPORTS; i++) kinds += all[i] > 0;
+  text[0] = 0;
+  for (int i = 0; i < SK_NTRANSPORTS; i++) {
+    size_t at = strlen(text);
+    if (all[i] && kinds == 1) snprintf(text, cap, "%s", sk_transport_name[i]);
+    else if (all[i]) snprintf(text + at, cap - at, "%s%s %d", at ? ", " : "", sk_transport_name[i], all[i]);
+  }
+}
+
 static void note_start(sk_train *t, const char *from) {
   int64_t *count = sk_calloc((size_t)t->grid.size, sizeof *count);
   int64_t mine = t->engine.ctx.reg->count;
@@ -96,6 +114,10 @@ static void note_start(sk_train *t, const char *from) {
   sk_metric_int(t->run, "pp", t->grid.n[SK_PP]);
   sk_metric_int(t->run, "dp", t->grid.n[SK_DP]);
   sk_metric_ints(t->run, "parameters", count, t->grid.size);
+  char pipe[80];
+  describe_pipe(t, pipe, sizeof pipe);
+  if (pipe[0]) sk_metric_str(t->run, "transport", pipe);
+  if (pipe[0]) sk_say("Pipe    between pipeline stages by %s", pipe);
   sk_metric_str(t->run, "run_id", t->meta.run_id);
   sk_metric_end(t->run);
   sk_free(count);
@@ -122,8 +144,7 @@ static void header(const sk_train *t) {
   if (c->run.device == SK_DEVICE_AUTO && sk_cuda && g->ctx.op != sk_cuda && sk_cuda->count(&why) == 0)
     sk_say("Note    run.device auto takes the CPU: %s", why.msg);
   if (t->grid.size > 1 && g->ctx.op == sk_cuda)
-    sk_say("Comm    between GPUs by %s", sk_comm_nccl ? "NCCL; between pipeline stages through the host by MPI"
-                                                      : "MPI through the host: this program was built without NCCL");
+    sk_say("Comm    between GPUs by %s", sk_comm_nccl ? "NCCL" : "MPI through the host: built without NCCL");
   sk_say("Model   %s parameters, %lld layers of %s", sk_si((double)g->model.all.count),
          (long long)c->n_layers, c->pattern);
   sk_say("Data    %s tokens, %lld windows of %lld; %lld x %lld tokens per step, %.2f passes in all",

@@ -24,7 +24,8 @@ check_PROGRAMS += \
   tests/safetensors.1 tests/safetensors.3 \
   tests/schedule.1 \
   tests/ssd.1 \
-  tests/tokens.1 tests/tokens.2 tests/tokens.4
+  tests/tokens.1 tests/tokens.2 tests/tokens.4 \
+  tests/transport.2 tests/transport.3
 
 tests_ckpt_1_SOURCES = tests/ckpt.c tests/tap.h
 tests_ckpt_2_SOURCES = $(tests_ckpt_1_SOURCES)
@@ -68,9 +69,11 @@ tests_ssd_1_SOURCES = tests/ssd.c tests/ops_check.h tests/ref_mamba.c tests/ref_
 tests_tokens_1_SOURCES = tests/tokens.c tests/tap.h
 tests_tokens_2_SOURCES = $(tests_tokens_1_SOURCES)
 tests_tokens_4_SOURCES = $(tests_tokens_1_SOURCES)
+tests_transport_2_SOURCES = tests/transport.c tests/tap.h
+tests_transport_3_SOURCES = $(tests_transport_2_SOURCES)
 
-dist_check_SCRIPTS = tests/cli.sh tests/layering.sh tests/regrid.sh tests/slurm.sh tests/slurm2.sh \
-  tests/train.sh tests/trouble.sh
+dist_check_SCRIPTS = tests/cli.sh tests/devices.sh tests/layering.sh tests/regrid.sh tests/setups.sh tests/slurm.sh \
+  tests/slurm2.sh tests/train.sh tests/trouble.sh
 TESTS += tests/golden.1 $(check_PROGRAMS) $(dist_check_SCRIPTS)
 EXTRA_DIST += tests/count.sh tests/mini-slurm.sh tests/mpirun.sh tests/quickstart.sh tests/scale.py \
   tests/ref tests/tap.sh
@@ -86,7 +89,7 @@ AM_TESTS_ENVIRONMENT = \
   SAKER_SRCDIR='$(abs_srcdir)'; export SAKER_SRCDIR; \
   SAKER_BUILDDIR='$(abs_builddir)'; export SAKER_BUILDDIR; \
   MPIRUN='$(MPIRUN)'; export MPIRUN;
-tests/cli.log tests/regrid.log tests/slurm.log tests/slurm2.log tests/train.log tests/trouble.log: saker$(EXEEXT)
+tests/cli.log tests/devices.log tests/regrid.log tests/setups.log tests/slurm.log tests/slurm2.log tests/train.log tests/trouble.log: saker$(EXEEXT)
 # One Slurm at a time.
 tests/slurm2.log: tests/slurm.log
 
