@@ -1,5 +1,5 @@
 /* cpu.h: what the files of the CPU device share; private to kernels/. The contract of every op is
- * in ops.h. Work is done when an op returns, so streams hold no queue and events nothing at all.
+ * in ops.h. Work is done when an op returns, so streams hold no queue and events a time.
  *
  * Threads: loops are split so that the bits of a result do not depend on the number of threads.
  * Sums over tokens are cut into blocks that depend on the number of tokens alone; the partial sums
@@ -19,7 +19,7 @@ struct sk_stream {
 };
 
 struct sk_event {
-  char unused;
+  double at; /* sk_now() when it was recorded */
 };
 
 /* Host scratch of at least `bytes`, 256-byte aligned, contents undefined, valid until the next call

@@ -90,6 +90,9 @@ typedef struct sk_ops {
   /* Device memory, 256-byte aligned, contents undefined; NULL when there is not enough. */
   void *(*alloc)(sk_device *, size_t bytes);
   void (*free)(sk_device *, void *);
+  /* Bytes of the device's memory that are taken, by all that run on it; 0 on the CPU, whose memory is
+   * the process's. */
+  size_t (*used)(sk_device *);
   sk_stream *(*stream_create)(sk_device *);
   void (*stream_destroy)(sk_stream *);
   void (*sync)(sk_stream *); /* the host waits until the stream is empty */
@@ -97,6 +100,8 @@ typedef struct sk_ops {
   void (*event_destroy)(sk_event *);
   void (*record)(sk_event *, sk_stream *);
   void (*wait)(sk_stream *, sk_event *); /* later work in the stream waits for the event */
+  /* Seconds between two marks that were made; waits for the second. */
+  double (*elapsed)(sk_event *from, sk_event *to);
   /* Host memory is plain. to_host returns when the data is there. from_host returns when the host's
    * memory may be used again; work enqueued later finds the data. */
   void (*copy)(sk_stream *, void *dst, const void *src, size_t bytes); /* device to device */

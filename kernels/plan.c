@@ -63,6 +63,14 @@ static size_t plan_ssd_grad_ws(sk_dtype act, const sk_ssd_dims *dims) {
 
 static void plan_free(sk_device *d, void *p) {}
 
+static size_t plan_used(sk_device *d) {
+  return 0;
+}
+
+static double plan_elapsed(sk_event *from, sk_event *to) {
+  return 0;
+}
+
 static void plan_stream_destroy(sk_stream *s) {}
 
 static void plan_sync(sk_stream *s) {}
@@ -206,6 +214,7 @@ const sk_ops sk_plan_ops = {
     .act = plan_act,
     .alloc = plan_alloc,
     .free = plan_free,
+    .used = plan_used,
     .stream_create = plan_stream_create,
     .stream_destroy = plan_stream_destroy,
     .sync = plan_sync,
@@ -213,6 +222,7 @@ const sk_ops sk_plan_ops = {
     .event_destroy = plan_event_destroy,
     .record = plan_record,
     .wait = plan_wait,
+    .elapsed = plan_elapsed,
     .copy = plan_copy,
     .copy2d = plan_copy2d,
     .to_host = plan_to_host,

@@ -2,6 +2,7 @@
  * ceilings measured in the same run: a large GEMM and a large copy. Bytes count every tensor read and written
  * once; FLOPs are those of spec section 8 (causal half). */
 #include "src/bench.h"
+#include "src/device.h"
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -381,7 +382,7 @@ int sk_bench_ops(sk_bench *b, sk_err *e) {
   bench k = {.b = b, .op = b->op, .m = &c->layer[0].m, .b_seq = c->train.micro_batch, .T = c->data.sequence, .key = 1};
   if (b->ranks != 1) return sk_fail(e, SK_USAGE, "saker bench ops: one rank only");
   k.n = k.b_seq * k.T;
-  k.act = SK_F32;
+  k.act = sk_device_act(b->op, c);
   k.e = sk_dtype_size(k.act);
   if (!(k.dev = b->op->open(0, k.act, e))) return e->code;
   k.st = b->op->stream_create(k.dev);
