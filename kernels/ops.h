@@ -220,18 +220,20 @@ typedef struct sk_ops {
   /* S[i,:] = keep[i] * S[i,:] + F[i,:], i < rows. fp32. */
   void (*fade_add)(sk_stream *, float *S, const float *keep, const float *F, int64_t rows, int64_t cols);
 
-  /* ---- loss over one slice of n tokens (2.6); logits fp32 [n, nv] for vocabulary v0 .. v0+nv-1 ---- */
+  /* ---- loss over one slice of n tokens (2.6); logits fp32 [n, nv] for vocabulary v0 .. v0+nv-1, in rows
+   * of stride ld ---- */
   /* stats[3][n]: max, sum of exp(logit - max), the label's logit (0 when it is not here). label < 0:
    * token not counted. */
-  void (*xent_stats)(sk_stream *, float *stats, const float *logits, const int32_t *label, int64_t n,
-                     int64_t v0, int64_t nv);
+  void (*xent_stats)(sk_stream *, float *stats, const float *logits, int64_t ld, const int32_t *label,
+                     int64_t n, int64_t v0, int64_t nv);
   /* Statistics over the whole vocabulary from those of its `parts` parts, part[parts][3][n]. */
   void (*xent_merge)(sk_stream *, float *stats, const float *part, int64_t parts, int64_t n);
   /* From statistics over the whole vocabulary: loss[n] = log(sum) + max - label's logit (0 when not
-   * counted) and dlogits = scale * (softmax - onehot), act (may be the same memory as logits when
-   * act is fp32; NULL: loss only). */
-  void (*xent_grad)(sk_stream *, float *loss, void *dlogits, const float *logits, const float *stats,
-                    const int32_t *label, double scale, int64_t n, int64_t v0, int64_t nv);
+   * counted) and dlogits = scale * (softmax - onehot), act, rows of stride ld (may be the same
+   * memory as logits when act is fp32; NULL: loss only). */
+  void (*xent_grad)(sk_stream *, float *loss, void *dlogits, const float *logits, int64_t ld,
+                    const float *stats, const int32_t *label, double scale, int64_t n, int64_t v0,
+                    int64_t nv);
   /* *sum += x[0] + ... + x[n-1] in index order (double, on the device). */
   void (*sum)(sk_stream *, double *sum, const float *x, int64_t n);
 

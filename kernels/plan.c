@@ -190,12 +190,12 @@ static void plan_fade_add(sk_stream *s, float *S, const float *keep, const float
 static void plan_xent_merge(sk_stream *s, float *stats, const float *part, int64_t parts,
                             int64_t n) {}
 
-static void plan_xent_stats(sk_stream *s, float *stats, const float *logits, const int32_t *label,
-                            int64_t n, int64_t v0, int64_t nv) {}
+static void plan_xent_stats(sk_stream *s, float *stats, const float *logits, int64_t ld,
+                            const int32_t *label, int64_t n, int64_t v0, int64_t nv) {}
 
 static void plan_xent_grad(sk_stream *s, float *loss, void *dlogits, const float *logits,
-                           const float *stats, const int32_t *label, double scale, int64_t n,
-                           int64_t v0, int64_t nv) {}
+                           int64_t ld, const float *stats, const int32_t *label, double scale,
+                           int64_t n, int64_t v0, int64_t nv) {}
 
 static void plan_sum(sk_stream *s, double *sum, const float *x, int64_t n) {}
 

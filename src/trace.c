@@ -138,14 +138,15 @@ SK_TRACED(ssd_state_grad,
 SK_TRACED(fade_add, (sk_stream *s, float *S, const float *keep, const float *F, int64_t rows, int64_t cols),
           (s, S, keep, F, rows, cols))
 SK_TRACED(xent_stats,
-          (sk_stream *s, float *stats, const float *logits, const int32_t *label, int64_t n, int64_t v0, int64_t nv),
-          (s, stats, logits, label, n, v0, nv))
+          (sk_stream *s, float *stats, const float *logits, int64_t ld, const int32_t *label, int64_t n, int64_t v0,
+           int64_t nv),
+          (s, stats, logits, ld, label, n, v0, nv))
 SK_TRACED(xent_merge, (sk_stream *s, float *stats, const float *part, int64_t parts, int64_t n),
           (s, stats, part, parts, n))
 SK_TRACED(xent_grad,
-          (sk_stream *s, float *loss, void *dlogits, const float *logits, const float *stats, const int32_t *label,
-           double scale, int64_t n, int64_t v0, int64_t nv),
-          (s, loss, dlogits, logits, stats, label, scale, n, v0, nv))
+          (sk_stream *s, float *loss, void *dlogits, const float *logits, int64_t ld, const float *stats,
+           const int32_t *label, double scale, int64_t n, int64_t v0, int64_t nv),
+          (s, loss, dlogits, logits, ld, stats, label, scale, n, v0, nv))
 SK_TRACED(sum, (sk_stream *s, double *sum, const float *x, int64_t n), (s, sum, x, n))
 SK_TRACED(sqnorm, (sk_stream *s, double *out, const float *x, const int64_t *off, int64_t n), (s, out, x, off, n))
 SK_TRACED(adamw,
