@@ -44,6 +44,7 @@ libsaker_a_SOURCES += \
   src/split.c src/split.h \
   src/stop.c src/stop.h \
   src/timer.c src/timer.h \
+  src/trace.c src/trace.h \
   src/train.c src/train.h \
   src/train_eval.c \
   src/train_save.c \
