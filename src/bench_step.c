@@ -39,6 +39,16 @@ static double one_step(state *s, const sk_config *c, int64_t t) {
   return norm;
 }
 
+/* The CPU's table with a clock around gemm, which returns there when it is done. */
+static double gemm_seconds;
+
+static void timed_gemm(sk_stream *st, bool ta, bool tb, int64_t m, int64_t n, int64_t k, double alpha, const void *A,
+                       int64_t lda, const void *B, int64_t ldb, double beta, void *C, int64_t ldc, sk_dtype ct) {
+  double begin = sk_now();
+  sk_cpu_ops.gemm(st, ta, tb, m, n, k, alpha, A, lda, B, ldb, beta, C, ldc, ct);
+  gemm_seconds += sk_now() - begin;
+}
+
 static int by_value(const void *a, const void *b) {
   double x = *(const double *)a, y = *(const double *)b;
   return (x > y) - (x < y);
@@ -49,6 +59,7 @@ static double measure(sk_bench *b, state *s) {
   double *each = sk_calloc((size_t)b->repeat, sizeof *each), norm = 0;
   for (int64_t i = 0; i < b->warmup; i++) norm += one_step(s, b->cfg, i + 1);
   sk_timer_start(&s->timer);
+  gemm_seconds = 0;
   s->engine.ctx.timer = &s->timer;
   for (int64_t i = 0; i < b->repeat; i++) {
     MPI_Barrier(s->grid.world);
@@ -59,6 +70,7 @@ static double measure(sk_bench *b, state *s) {
   s->engine.ctx.timer = NULL;
   SK_CHECK(isfinite(norm), "the gradient is not finite");
   SK_MPI(MPI_Allreduce(MPI_IN_PLACE, each, (int)b->repeat, MPI_DOUBLE, MPI_MAX, s->grid.world));
+  gemm_seconds /= (double)b->repeat;
   qsort(each, (size_t)b->repeat, sizeof *each, by_value);
   double median = each[b->repeat / 2];
   sk_free(each);
@@ -77,6 +89,8 @@ static void report(sk_bench *b, state *s, double seconds) {
   sk_say("  %.1f ms per step of %lld x %lld tokens, %.1f tokens/s, %.4f model TFLOP/s, %.2f GiB\n",
          1e3 * seconds, (long long)c->train.global_batch, (long long)c->data.sequence, tokens / seconds, 1e-12 * flops,
          gib);
+  double gemm_pct = 100 * gemm_seconds / seconds;
+  if (b->op == &sk_cpu_ops) sk_say("  matrix products take %.0f %% of it (rank 0)\n", gemm_pct);
   json_t *o = sk_bench_result(b, "step", device);
   json_object_set_new(o, "model", json_string(b->model));
   json_object_set_new(o, "batch", json_integer(c->train.global_batch));
@@ -89,6 +103,7 @@ static void report(sk_bench *b, state *s, double seconds) {
   json_object_set_new(o, "step_ms", json_real(1e3 * seconds));
   json_object_set_new(o, "model_tflops", json_real(1e-12 * flops));
   json_object_set_new(o, "peak_gib", json_real(gib));
+  if (b->op == &sk_cpu_ops) json_object_set_new(o, "gemm_pct", json_real(gemm_pct));
   if (!b->results) json_decref(o);
   sk_timer_print(&s->timer, s->grid.world);
 }
@@ -97,9 +112,11 @@ int sk_bench_step(sk_bench *b, sk_err *e) {
   const sk_config *c = b->cfg;
   state s = {0};
   int n[SK_NAXES];
+  sk_ops timed = sk_cpu_ops;
+  timed.gemm = timed_gemm;
   if (sk_layout_grid(c, b->ranks, n, e) != SK_OK) return e->code;
   sk_grid_create(&s.grid, b->comm, n);
-  if (sk_engine_open(&s.engine, c, b->op, b->comms, &s.grid, true, c->train.micro_batch, c->data.sequence,
+  if (sk_engine_open(&s.engine, c, b->op == &sk_cpu_ops ? &timed : b->op, b->comms, &s.grid, true, c->train.micro_batch, c->data.sequence,
                      c->data.sequence, e) == SK_OK) {
     random_tokens(&s, c);
     sk_engine_init(&s.engine);

@@ -183,8 +183,9 @@ const sk_verb sk_verbs[] = {
      "  --temperature T     0: the likeliest token always (0.8)\n"
      "  --seed S            another seed, another text (1)\n",
      run_generate},
-    {"bench", "bench ops|step -i DECK [options] | bench comm|io [options]", "measure ops, steps, exchanges, files",
+    {"bench", "bench ops|layer|step -i DECK [options] | bench comm|io [options]", "measure ops, steps, exchanges, files",
      "  ops                 every op at the shapes of the deck's first layer, beside the machine's ceilings\n"
+     "  layer               the deck's first layer, forward and forward with backward\n"
      "  step                whole training steps on random tokens; on any grid (mpirun -np N)\n"
      "  comm                each exchange between ranks by size\n"
      "  io                  parallel HDF5\n"
