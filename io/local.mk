@@ -9,4 +9,5 @@ libsaker_a_SOURCES += \
   io/plot.c \
   io/run.c io/run.h \
   io/tokens.c io/tokens.h \
-  io/tokens_build.c
+  io/tokens_build.c \
+  io/tokens_check.c

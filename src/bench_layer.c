@@ -82,6 +82,7 @@ int sk_bench_layer(sk_bench *b, sk_err *e) {
   c.train.global_batch = c.train.micro_batch, c.train.recompute = SK_RECOMPUTE_NONE;
   c.optimizer.n_groups = 0;
   int64_t T = c.data.sequence, n = c.train.micro_batch * T * c.model.hidden_size;
+  if (b->ranks != 1) return sk_fail(e, SK_USAGE, "saker bench layer: one rank only");
   sk_grid_pretend(&grid, (const int[SK_NAXES]){1, 1, 1, 1}, 0);
   sk_engine *g = &x.engine;
   if (sk_engine_open(g, &c, b->op, b->comms, &grid, true, c.train.micro_batch, T, T, e) != SK_OK) return e->code;

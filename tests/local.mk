@@ -6,6 +6,7 @@ check_PROGRAMS += \
   tests/comm.1 tests/comm.2 tests/comm.3 tests/comm.4 \
   tests/comm_count.8 \
   tests/config.1 tests/config.2 \
+  tests/damage.1 tests/damage.3 \
   tests/data.1 tests/data.2 \
   tests/device.1 tests/devices.2 \
   tests/generate.1 \
@@ -34,6 +35,8 @@ tests_comm_4_SOURCES = $(tests_comm_1_SOURCES)
 tests_comm_count_8_SOURCES = tests/comm_count.c tests/on_grid.h tests/small_model.h tests/tap.h
 tests_config_1_SOURCES = tests/config.c tests/tap.h
 tests_config_2_SOURCES = $(tests_config_1_SOURCES)
+tests_damage_1_SOURCES = tests/damage.c tests/tap.h
+tests_damage_3_SOURCES = $(tests_damage_1_SOURCES)
 tests_data_1_SOURCES = tests/data.c tests/tap.h
 tests_data_2_SOURCES = $(tests_data_1_SOURCES)
 tests_device_1_SOURCES = tests/device.c tests/device_check.c tests/device_check.h tests/device_engine.c \
@@ -64,7 +67,7 @@ tests_tokens_2_SOURCES = $(tests_tokens_1_SOURCES)
 tests_tokens_4_SOURCES = $(tests_tokens_1_SOURCES)
 
 dist_check_SCRIPTS = tests/cli.sh tests/layering.sh tests/regrid.sh tests/slurm.sh tests/slurm2.sh \
-  tests/train.sh tests/trouble.sh
+  tests/tools.sh tests/train.sh tests/trouble.sh
 TESTS += tests/golden.1 $(check_PROGRAMS) $(dist_check_SCRIPTS)
 EXTRA_DIST += tests/count.sh tests/mini-slurm.sh tests/mpirun.sh tests/quickstart.sh \
   tests/ref tests/tap.sh
@@ -80,7 +83,7 @@ AM_TESTS_ENVIRONMENT = \
   SAKER_SRCDIR='$(abs_srcdir)'; export SAKER_SRCDIR; \
   SAKER_BUILDDIR='$(abs_builddir)'; export SAKER_BUILDDIR; \
   MPIRUN='$(MPIRUN)'; export MPIRUN;
-tests/cli.log tests/regrid.log tests/slurm.log tests/slurm2.log tests/train.log tests/trouble.log: saker$(EXEEXT)
+tests/cli.log tests/regrid.log tests/slurm.log tests/slurm2.log tests/tools.log tests/train.log tests/trouble.log: saker$(EXEEXT)
 # One Slurm at a time.
 tests/slurm2.log: tests/slurm.log
 
