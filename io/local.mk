@@ -21,6 +21,7 @@ libsaker_a_SOURCES += \
   io/tokenizer_split.c \
   io/tokens.c io/tokens.h \
   io/tokens_build.c \
+  io/tokens_check.c \
   io/tokens_info.c \
   io/tokens_write.c io/tokens_write.h \
   io/utf8.c io/utf8.h

@@ -5,6 +5,7 @@
 #include "src/trace.h"
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 typedef struct state {
   sk_engine engine;
@@ -69,14 +70,14 @@ static double measure(sk_bench *b, state *s) {
 
 enum { LINES = 128 };
 
-/* One more step under the trace. */
-static json_t *breakdown(sk_bench *b, state *s, double seconds) {
+/* One more step under the trace. *gemm_pct: the matrix products' share of the ops' time. */
+static json_t *breakdown(sk_bench *b, state *s, double seconds, double *gemm_pct) {
   sk_ctx *c = &s->engine.ctx;
   sk_trace_line line[LINES];
   sk_timer timer;
   const sk_ops *op = c->op;
   json_t *all = json_array();
-  double sum = 0;
+  double sum = 0, gemm = 0;
   sk_timer_start(&timer);
   c->timer = &timer;
   c->op = sk_trace_open(op, c->dev, &timer);
@@ -85,7 +86,11 @@ static json_t *breakdown(sk_bench *b, state *s, double seconds) {
   sk_trace_close();
   c->op = op;
   c->timer = NULL;
-  for (int i = 0; i < n; i++) sum += line[i].seconds;
+  for (int i = 0; i < n; i++) {
+    sum += line[i].seconds;
+    if (strncmp(line[i].op, "gemm", 4) == 0) gemm += line[i].seconds;
+  }
+  *gemm_pct = sum > 0 ? 100 * gemm / sum : 0;
   sk_say("\n%-20s %-16s %6s %10s %6s %9s", "section", "op", "calls", "ms", "%", "TFLOP/s");
   for (int i = 0; i < n; i++) {
     const sk_trace_line *l = &line[i];
@@ -98,6 +103,7 @@ static json_t *breakdown(sk_bench *b, state *s, double seconds) {
                                          "calls", (json_int_t)l->calls, "ms", 1e3 * l->seconds, "tflops", tflops));
   }
   sk_say("%-20s %-16s %6s %10.3f %6.1f", "all ops", "", "", 1e3 * sum, 100 * sum / seconds);
+  sk_say("%-20s %-16s %6s %10.3f %6.1f", "matrix products", "", "", 1e3 * gemm, 100 * gemm / seconds);
   return all;
 }
 
@@ -130,7 +136,9 @@ static void report(sk_bench *b, state *s, double seconds) {
   json_object_set_new(o, "step_ms", json_real(1e3 * seconds));
   json_object_set_new(o, "model_tflops", json_real(1e-12 * flops));
   json_object_set_new(o, "peak_gib", json_real(gib));
-  json_object_set_new(o, "ops", breakdown(b, s, seconds));
+  double gemm_pct;
+  json_object_set_new(o, "ops", breakdown(b, s, seconds, &gemm_pct));
+  json_object_set_new(o, "gemm_pct", json_real(gemm_pct));
   if (!b->results) json_decref(o);
   sk_timer_print(&s->timer, s->grid.world);
 }

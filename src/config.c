@@ -376,30 +376,51 @@ int sk_config_from_resolved(const char *resolved, const char *where, sk_config *
   return end(&r, false, e);
 }
 
-int sk_config_restart_diff(const char *old_resolved, const char *new_resolved, sk_err *e) {
+typedef enum scope { RESTART, MODEL_ONLY } scope;
+
+static bool in_scope(const sk_key *k, scope s) {
+  if (k->flags & SK_KEY_IGNORED || strchr(k->path, '[')) return false;
+  return s == RESTART ? !(k->flags & SK_KEY_RESTART) : strncmp(k->path, "model.", 6) == 0;
+}
+
+/* The lines "key: old -> new" of two resolved decks; owned by the caller. */
+static char *differences(const char *old_resolved, const char *new_resolved, scope s, sk_err *e) {
   sk_config was, now = {0};
   char *diff = NULL;
   size_t size = 0;
-  if (sk_config_from_resolved(old_resolved, "the checkpoint's deck", &was, e)) return e->code;
+  if (sk_config_from_resolved(old_resolved, "the checkpoint's deck", &was, e)) return NULL;
   FILE *out = open_memstream(&diff, &size);
   SK_CHECK(out, "out of memory while comparing decks");
   bool readable = !sk_config_from_resolved(new_resolved, "the new deck", &now, e);
   for (int i = 0; i < sk_n_keys && readable; i++) {
     const sk_key *k = &sk_keys[i];
-    if (k->flags & (SK_KEY_RESTART | SK_KEY_IGNORED) || strchr(k->path, '[')) continue;
+    if (!in_scope(k, s)) continue;
     char *a = resolved_value(k, &was), *b = resolved_value(k, &now);
     if (strcmp(a, b) != 0) fprintf(out, "\n  %s: %s -> %s", k->path, a, b);
     sk_free(a);
     sk_free(b);
   }
   fclose(out);
-  if (readable && *diff)
+  sk_config_free(&was);
+  sk_config_free(&now);
+  return diff;
+}
+
+int sk_config_restart_diff(const char *old_resolved, const char *new_resolved, sk_err *e) {
+  char *diff = differences(old_resolved, new_resolved, RESTART, e);
+  if (!e->code && *diff)
     sk_fail(e, SK_USAGE,
             "the deck differs from the checkpoint's where a restart allows no change:%.7000s\n"
             "Put the old values back, or train into another run.dir (train.init takes the weights "
             "along).", diff);
   sk_free(diff);
-  sk_config_free(&was);
-  sk_config_free(&now);
+  return e->code;
+}
+
+int sk_config_model_diff(const char *old_resolved, const char *new_resolved, sk_err *e) {
+  char *diff = differences(old_resolved, new_resolved, MODEL_ONLY, e);
+  if (!e->code && *diff)
+    sk_fail(e, SK_USAGE, "the deck's model is not the checkpoint's:%.7000s\nTake the deck of the run that wrote it.", diff);
+  sk_free(diff);
   return e->code;
 }

@@ -97,6 +97,10 @@ int sk_config_from_resolved(const char *resolved, const char *where, sk_config *
  * (design section 2, restart contract): SK_OK, or SK_USAGE with the diff in e. */
 int sk_config_restart_diff(const char *old_resolved, const char *new_resolved, sk_err *e);
 
+/* Not collective. The same for the model's keys alone: whether the weights of one deck's run are those of the
+ * other's model. */
+int sk_config_model_diff(const char *old_resolved, const char *new_resolved, sk_err *e);
+
 /* --help-keys [PREFIX] and --print-defaults, to stdout. prefix may be NULL; false: no key begins with it. */
 bool sk_config_help_keys(const char *prefix);
 void sk_config_print_defaults(void);

@@ -6,6 +6,7 @@ libsaker_a_SOURCES += \
   src/attention.c src/attention.h \
   src/bench.c src/bench.h \
   src/bench_comm.c \
+  src/bench_layer.c \
   src/bench_ops.c \
   src/bench_step.c \
   src/base.c src/base.h \
@@ -20,10 +21,12 @@ libsaker_a_SOURCES += \
   src/data.c src/data.h \
   src/device.c src/device.h \
   src/engine.c src/engine.h \
+  src/eval.c src/eval.h \
   src/generate.c src/generate.h \
   src/grid.c src/grid.h \
   src/head.c \
   src/hf_json.c src/hf_json.h \
+  src/info.c src/info.h \
   src/keys.c src/keys.h \
   src/layer.c src/layer.h \
   src/layout.c src/layout.h \

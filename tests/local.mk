@@ -7,6 +7,7 @@ check_PROGRAMS += \
   tests/comm_count.8 \
   tests/config.1 tests/config.2 \
   tests/convert.1 tests/convert.3 \
+  tests/damage.1 tests/damage.3 \
   tests/data.1 tests/data.2 \
   tests/device.1 tests/devices.2 \
   tests/generate.1 \
@@ -39,6 +40,8 @@ tests_config_1_SOURCES = tests/config.c tests/tap.h
 tests_config_2_SOURCES = $(tests_config_1_SOURCES)
 tests_convert_1_SOURCES = tests/convert.c tests/hf_folder.h tests/tap.h
 tests_convert_3_SOURCES = $(tests_convert_1_SOURCES)
+tests_damage_1_SOURCES = tests/damage.c tests/tap.h
+tests_damage_3_SOURCES = $(tests_damage_1_SOURCES)
 tests_data_1_SOURCES = tests/data.c tests/tap.h
 tests_data_2_SOURCES = $(tests_data_1_SOURCES)
 tests_device_1_SOURCES = tests/device.c tests/device_check.c tests/device_check.h tests/device_engine.c \
@@ -73,7 +76,7 @@ tests_transport_2_SOURCES = tests/transport.c tests/tap.h
 tests_transport_3_SOURCES = $(tests_transport_2_SOURCES)
 
 dist_check_SCRIPTS = tests/cli.sh tests/devices.sh tests/layering.sh tests/regrid.sh tests/setups.sh tests/slurm.sh \
-  tests/slurm2.sh tests/train.sh tests/trouble.sh
+  tests/slurm2.sh tests/tools.sh tests/train.sh tests/trouble.sh
 TESTS += tests/golden.1 $(check_PROGRAMS) $(dist_check_SCRIPTS)
 EXTRA_DIST += tests/count.sh tests/mini-slurm.sh tests/mpirun.sh tests/quickstart.sh tests/scale.py \
   tests/ref tests/tap.sh
@@ -89,7 +92,7 @@ AM_TESTS_ENVIRONMENT = \
   SAKER_SRCDIR='$(abs_srcdir)'; export SAKER_SRCDIR; \
   SAKER_BUILDDIR='$(abs_builddir)'; export SAKER_BUILDDIR; \
   MPIRUN='$(MPIRUN)'; export MPIRUN;
-tests/cli.log tests/devices.log tests/regrid.log tests/setups.log tests/slurm.log tests/slurm2.log tests/train.log tests/trouble.log: saker$(EXEEXT)
+tests/cli.log tests/devices.log tests/regrid.log tests/setups.log tests/slurm.log tests/slurm2.log tests/tools.log tests/train.log tests/trouble.log: saker$(EXEEXT)
 # One Slurm at a time.
 tests/slurm2.log: tests/slurm.log
 
