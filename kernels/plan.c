@@ -65,6 +65,8 @@ static void plan_free(sk_device *d, void *p) {}
 
 static void plan_stream_destroy(sk_stream *s) {}
 
+static void plan_range(const char *name) { (void)name; }
+
 static void plan_sync(sk_stream *s) {}
 
 static void plan_event_destroy(sk_event *ev) {}
@@ -209,6 +211,7 @@ const sk_ops sk_plan_ops = {
     .stream_create = plan_stream_create,
     .stream_destroy = plan_stream_destroy,
     .sync = plan_sync,
+    .range = plan_range,
     .event_create = plan_event_create,
     .event_destroy = plan_event_destroy,
     .record = plan_record,

@@ -43,11 +43,14 @@ libsaker_a_SOURCES += \
   src/split.c src/split.h \
   src/stop.c src/stop.h \
   src/timer.c src/timer.h \
+  src/trace.c src/trace.h \
   src/train.c src/train.h \
   src/train_eval.c \
   src/train_save.c \
   src/train_setup.c \
-  src/verbs.c src/verbs.h
+  src/train_watch.c \
+  src/verbs.c src/verbs.h \
+  src/watch.c src/watch.h
 
 # Its header is made before it, also when a single program is asked for.
 src/bench.$(OBJEXT): commit.h
