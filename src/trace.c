@@ -29,7 +29,9 @@ void sk_trace_begin(sk_trace *tr, const sk_grid *g, sk_timer *t, int64_t step) {
     tr->on = true;
     tr->span = sk_calloc(SPANS, sizeof *tr->span);
     t->n_spans = 0;
+    sk_timer_begin(t, SK_T_WAIT);
     SK_MPI(MPI_Barrier(g->world));
+    sk_timer_end(t);
     tr->t0 = sk_now();
   }
   t->span = tr->span;
@@ -50,7 +52,8 @@ static void put(FILE *f, const sk_trace *tr, const sk_grid *g, const double *x, 
 }
 
 /* Rank 0 writes what the others send one after the other. Collective. */
-static void write_all(const sk_trace *tr, const sk_grid *g, const sk_timer *t, const char *run_dir) {
+static void write_all(const sk_trace *tr, const sk_grid *g, sk_timer *t, const char *run_dir) {
+  sk_timer_begin(t, SK_T_METRICS);
   int ranks = g->size < RANKS ? g->size : RANKS;
   double *x = sk_calloc((size_t)SPANS, 3 * sizeof *x);
   char *text = NULL, *path = sk_strf("%s/trace.json", run_dir);
@@ -81,9 +84,10 @@ static void write_all(const sk_trace *tr, const sk_grid *g, const sk_timer *t, c
     else sk_say("time line of steps %lld to %lld: %s (open it in ui.perfetto.dev)", (long long)tr->first,
                 (long long)tr->last, path);
   }
-  if (text) free(text);
+  free(text);
   sk_free(path);
   sk_free(x);
+  sk_timer_end(t);
 }
 
 void sk_trace_end(sk_trace *tr, const sk_grid *g, sk_timer *t, int64_t step, bool end, const char *run_dir) {
