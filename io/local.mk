@@ -2,6 +2,7 @@
 libsaker_a_SOURCES += \
   io/ckpt.c io/ckpt.h \
   io/deck.c io/deck.h \
+  io/events.c io/events.h \
   io/fsutil.c io/fsutil.h \
   io/h5.c io/h5.h \
   io/manifest.c io/manifest.h \

@@ -166,6 +166,7 @@ static int open_run(sk_train *t, const sk_ops *op, sk_err *e) {
   t->straggler = -1;
   sk_run_write(t->run, "deck.yaml", c->resolved, e);
   if (sk_agree(t->grid.world, e) != SK_OK) return e->code;
+  if (c->log.tensorboard && sk_run_tensorboard(t->run, t->grid.world, e) != SK_OK) return e->code;
   header(t);
   sk_placement_report(&t->grid, op == sk_cuda ? t->grid.node_rank : -1);
   note_start(t, path);
