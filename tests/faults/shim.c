@@ -2,7 +2,7 @@
  *   SAKER_SHIM=RANK:CALL:PATH:NTH[+]:ACTION
  * RANK   of the job (Open MPI's, PMI's or Slurm's environment says who one is; 0 without any)
  * CALL   open (for writing), write, fsync, rename, mkdir, unlink, reserve (fallocate, ftruncate)
- * PATH   a part of the path, with $ at the end: its end. rename: of the old path
+ * PATH   a shell pattern for the whole path (* matches / too). rename: of the old path
  * NTH    which of these calls, from 1; with + also all later ones
  * ACTION kill, kill-after (the call is done), torn-kill (half of the write is done), stop, usr1, short (half of the
  *        write is done and said), or an error's name: EIO, ENOSPC, EDQUOT
@@ -11,6 +11,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <fnmatch.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -24,7 +25,7 @@
 #include <unistd.h>
 
 static struct {
-  bool on, later, path_end;
+  bool on, later;
   char call[16], path[128], action[16];
   int nth;
 } want;
@@ -43,8 +44,6 @@ __attribute__((constructor)) static void start(void) {
   if (!s || sscanf(s, "%d:%15[^:]:%127[^:]:%d%n", &rank, want.call, want.path, &want.nth, &at) != 4) return;
   if (s[at] == '+') want.later = true, at++;
   if (s[at] != ':' || sscanf(s + at + 1, "%15s", want.action) != 1) return;
-  size_t n = strlen(want.path);
-  if (n && want.path[n - 1] == '$') want.path_end = true, want.path[n - 1] = 0;
   want.on = rank == my_rank() && strstr(program_invocation_short_name, "saker");
 }
 
@@ -59,9 +58,7 @@ static void note(const char *path) {
 /* Is this the call? Then what comes before it happens here. */
 static bool hit(const char *call, const char *path) {
   if (!want.on || strcmp(call, want.call) != 0 || !path) return false;
-  const char *p = strstr(path, want.path);
-  if (want.path_end && strlen(path) >= strlen(want.path)) p = strcmp(path + strlen(path) - strlen(want.path), want.path) ? NULL : path;
-  if (!p) return false;
+  if (fnmatch(want.path, path, 0) != 0) return false;
   int n = atomic_fetch_add(&seen, 1) + 1;
   if (n != want.nth && !(want.later && n > want.nth)) return false;
   note(path);
