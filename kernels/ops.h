@@ -233,7 +233,8 @@ typedef struct sk_ops {
   void (*sum)(sk_stream *, double *sum, const float *x, int64_t n);
 
   /* ---- optimizer, fp32 ---- */
-  /* out[i] = sum of squares of x[off[i] .. off[i+1]-1] in double; off: host array of nblk+1. */
+  /* out[i] = sum of squares of x[off[i] .. off[i+1]-1] in double; off: host array of nblk+1. Zeros at
+   * the end of a block change no bit: how much padding follows a parameter depends on pp. */
   void (*sqnorm)(sk_stream *, double *out, const float *x, const int64_t *off, int64_t nblk);
   /* AdamW with decoupled weight decay (6.2) on n elements; w: act copy of p, or NULL when act is fp32
    * and p is the weight itself. */

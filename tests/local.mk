@@ -70,7 +70,7 @@ tests_trace_3_SOURCES = tests/trace.c tests/tap.h
 dist_check_SCRIPTS = tests/cli.sh tests/jobscripts.sh tests/layering.sh tests/regrid.sh tests/slurm.sh tests/slurm2.sh \
   tests/train.sh tests/trouble.sh
 TESTS += tests/golden.1 $(check_PROGRAMS) $(dist_check_SCRIPTS)
-EXTRA_DIST += tests/count.sh tests/mini-slurm.sh tests/mpirun.sh tests/quickstart.sh \
+EXTRA_DIST += tests/count.sh tests/mini-slurm.sh tests/mpirun.sh tests/quickstart.sh tests/scale.py \
   tests/ref tests/tap.sh
 
 # One launcher for programs (mpirun) and scripts (bash): it sets the limits and the environment.
