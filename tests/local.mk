@@ -66,11 +66,12 @@ tests_tokens_4_SOURCES = $(tests_tokens_1_SOURCES)
 tests_transport_2_SOURCES = tests/transport.c tests/tap.h
 tests_transport_3_SOURCES = $(tests_transport_2_SOURCES)
 
-dist_check_SCRIPTS = tests/cli.sh tests/devices.sh tests/layering.sh tests/regrid.sh tests/setups.sh tests/slurm.sh \
+dist_check_SCRIPTS = tests/calls.sh tests/cli.sh tests/devices.sh tests/layering.sh tests/long.sh \
+  tests/regrid.sh tests/setups.sh tests/slurm.sh \
   tests/slurm2.sh tests/train.sh tests/trouble.sh
 TESTS += tests/golden.1 $(check_PROGRAMS) $(dist_check_SCRIPTS)
 EXTRA_DIST += tests/count.sh tests/mini-slurm.sh tests/mpirun.sh tests/quickstart.sh \
-  tests/ref tests/tap.sh
+  tests/cuda_calls.c tests/hf_train.py tests/ref tests/tap.sh
 
 # One launcher for programs (mpirun) and scripts (bash): it sets the limits and the environment.
 TEST_EXTENSIONS = .sh
@@ -83,7 +84,7 @@ AM_TESTS_ENVIRONMENT = \
   SAKER_SRCDIR='$(abs_srcdir)'; export SAKER_SRCDIR; \
   SAKER_BUILDDIR='$(abs_builddir)'; export SAKER_BUILDDIR; \
   MPIRUN='$(MPIRUN)'; export MPIRUN;
-tests/cli.log tests/devices.log tests/regrid.log tests/setups.log tests/slurm.log tests/slurm2.log tests/train.log tests/trouble.log: saker$(EXEEXT)
+tests/calls.log tests/cli.log tests/devices.log tests/long.log tests/regrid.log tests/setups.log tests/slurm.log tests/slurm2.log tests/train.log tests/trouble.log: saker$(EXEEXT)
 # One Slurm at a time.
 tests/slurm2.log: tests/slurm.log
 
