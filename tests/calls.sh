@@ -30,11 +30,12 @@ count() {
 
 # audit NAME RANKS OPTIONS...
 audit() {
-  local name=$1 n=$2 waits=() batch a b
+  local name=$1 n=$2 waits=() batch a='' b=''
   shift 2
   for batch in 12 24; do
     a=$(count 6 "$n" --set train.global_batch=$batch "$@") && b=$(count 12 "$n" --set train.global_batch=$batch "$@")
-    ok $? "$name: 6 and 12 steps of $batch sequences: $a, $b" || say_log log
+    ok $? "$name: 6 and 12 steps of $batch sequences: $a, $b" || true
+    [ -n "$b" ] || { say_log log; return; }
     [ -n "$a" ] && [ "${a% *}" = "${b% *}" ]
     ok $? "$name: six more steps allocate nothing and make no stream or event"
     waits+=($((${b##* } - ${a##* })))

@@ -30,14 +30,15 @@ optimizer: {lr: 3.0e-3, clip: 1.0, schedule: {kind: constant, warmup: 0}}
 checkpoint: {every: 1000}
 END
 
-# alike A B LOSS NORM: the two runs' two losses and norms are that close.
+# alike A B LOSS NORM: the two runs' losses and norms are that close, of as many steps.
 alike() {
   steps "$1" >s_a
-  steps "$2" | paste -d' ' s_a - | awk -v loss="$3" -v norm="$4" '
+  steps "$2" >s_b
+  paste -d' ' s_a s_b | awk -v loss="$3" -v norm="$4" '
     function rel(a, b) { d = a - b; if (d < 0) d = -d; return d / (b < 0 ? -b : b) }
     NF != 8 || $2 == 0 || !(rel($2, $6) <= loss) || !(rel($3, $7) <= norm) { bad = 1 }
     { printf "# step %d: losses %.7f %.7f, norms %.7f %.7f\n", $1, $2, $6, $3, $7 }
-    END { exit bad || NR != 2 }'
+    END { exit bad || NR == 0 }'
 }
 SAKER_SECONDS=400
 export OMP_NUM_THREADS=${SAKER_THREADS:-$(env -u OMP_NUM_THREADS nproc)}
@@ -63,7 +64,7 @@ if [ -z "${SAKER_LONG:-}" ]; then
   finish
 fi
 big=(--set "model={hf_config: $SAKER_SRCDIR/input/falcon-h1-0.5b.json, max_position_embeddings: $length}"
-  --set train.dtype=bf16 --set optimizer.lr=3e-4)
+  --set train.dtype=bf16 --set train.steps=1)
 ranks 1 train -i deck.yaml --set run.dir=big1 "${big[@]}"
 ok $? "Falcon-H1-0.5B in bf16 on one GPU" || say_log log
 grep '^step' log | sed 's/^/# /'
