@@ -44,6 +44,9 @@ static int version_minor(int v) {
 
 static int cuda_count(sk_err *e) {
   int n = 0, driver = 0;
+  // As many hardware queues as there are: streams that share one hold each other up, and those of
+  // exchanges wait for other ranks.
+  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
   cudaError_t rc = cudaGetDeviceCount(&n);
   if (rc == cudaSuccess && n > 0) return n;
   cudaGetLastError(); // forget it

@@ -81,10 +81,12 @@ tests_transport_3_SOURCES = $(tests_transport_2_SOURCES)
 
 # One a line.
 dist_check_SCRIPTS = \
+  tests/calls.sh \
   tests/cli.sh \
   tests/devices.sh \
   tests/jobscripts.sh \
   tests/layering.sh \
+  tests/long.sh \
   tests/regrid.sh \
   tests/setups.sh \
   tests/slurm.sh \
@@ -93,8 +95,16 @@ dist_check_SCRIPTS = \
   tests/train.sh \
   tests/trouble.sh
 TESTS += tests/golden.1 $(check_PROGRAMS) $(dist_check_SCRIPTS)
-EXTRA_DIST += tests/count.sh tests/mini-slurm.sh tests/mpirun.sh tests/quickstart.sh tests/scale.py \
-  tests/ref tests/tap.sh
+EXTRA_DIST += \
+  tests/count.sh \
+  tests/cuda_calls.c \
+  tests/hf_train.py \
+  tests/mini-slurm.sh \
+  tests/mpirun.sh \
+  tests/quickstart.sh \
+  tests/ref \
+  tests/scale.py \
+  tests/tap.sh
 
 # One launcher for programs (mpirun) and scripts (bash): it sets the limits and the environment.
 TEST_EXTENSIONS = .sh
