@@ -1,5 +1,6 @@
 #include "src/data.h"
 #include "io/tokens.h"
+#include <string.h>
 
 enum { SLOTS = 65536, ROUNDS = 6 };
 
@@ -59,6 +60,38 @@ static int fill_slots(sk_data *d, const sk_data_entry *entry, const char *list, 
   return SK_OK;
 }
 
+static const char *identity(const sk_tokens_info *x) { return x->hash[0] ? x->hash : x->tokenizer; }
+static bool known(const char *tokenizer) { return strcmp(tokenizer, "unknown") != 0; }
+
+const char *sk_data_tokenizer(const sk_data *d) {
+  for (int k = 0; k < d->n; k++) {
+    const char *name = identity(sk_tokens_get_info(d->set[k].tokens));
+    if (known(name)) return name;
+  }
+  return "unknown";
+}
+
+char *sk_data_tokenizer_json(const sk_data *d, size_t *n, int64_t *eos, sk_err *e) {
+  for (int k = 0; k < d->n && !e->code; k++) {
+    char *json = sk_tokens_tokenizer(d->set[k].tokens, n, e);
+    *eos = sk_tokens_get_info(d->set[k].tokens)->eos_id;
+    if (json) return json;
+  }
+  return NULL;
+}
+
+/* Ids of different tokenizers cannot be mixed. */
+static int check_tokenizer(const sk_data *d, int k, const sk_data_entry *entry, sk_err *e) {
+  const sk_tokens_info *x = sk_tokens_get_info(d->set[k].tokens);
+  for (int i = 0; i < k; i++) {
+    const sk_tokens_info *y = sk_tokens_get_info(d->set[i].tokens);
+    if (known(identity(x)) && known(identity(y)) && strcmp(identity(x), identity(y)) != 0)
+      return sk_fail(e, SK_USAGE, "%s was made with the tokenizer %s, %s with %s%s: their ids do not mean the same", entry[k].path,
+                     x->tokenizer, entry[i].path, y->tokenizer, strcmp(x->tokenizer, y->tokenizer) ? "" : " of other contents");
+  }
+  return SK_OK;
+}
+
 static int check_set(sk_data *d, int k, const char *path, int64_t vocab, sk_err *e) {
   const sk_tokens_info *info = sk_tokens_get_info(d->set[k].tokens);
   if (info->vocab_size > vocab)
@@ -100,6 +133,7 @@ int sk_data_open(MPI_Comm comm, const sk_config *c, bool train, sk_data **out, s
   for (int k = 0; k < d->n && !e->code; k++)
     if (sk_tokens_open(comm, entry[k].path, &d->set[k].tokens, e) == SK_OK)
       check_set(d, k, entry[k].path, c->model.vocab_size, e);
+  for (int k = 1; k < d->n && !e->code; k++) check_tokenizer(d, k, entry, e);
   if (!e->code) fill_slots(d, entry, train ? "data.train" : "data.valid", e);
   if (!train && !e->code) size_evaluation(d, c->train.eval_batches * c->train.global_batch);
   if (sk_agree(comm, e) != SK_OK) {
