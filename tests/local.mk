@@ -24,6 +24,7 @@ check_PROGRAMS += \
   tests/safetensors.1 tests/safetensors.3 \
   tests/schedule.1 \
   tests/ssd.1 \
+  tests/tokenizer.1 \
   tests/tokens.1 tests/tokens.2 tests/tokens.4
 
 tests_ckpt_1_SOURCES = tests/ckpt.c tests/tap.h
@@ -65,6 +66,7 @@ tests_safetensors_1_SOURCES = tests/safetensors.c tests/hf_folder.h tests/tap.h
 tests_safetensors_3_SOURCES = $(tests_safetensors_1_SOURCES)
 tests_schedule_1_SOURCES = tests/schedule.c tests/schedule_sim.h tests/tap.h
 tests_ssd_1_SOURCES = tests/ssd.c tests/ops_check.h tests/ref_mamba.c tests/ref_mamba.h tests/tap.h
+tests_tokenizer_1_SOURCES = tests/tokenizer.c tests/tap.h
 tests_tokens_1_SOURCES = tests/tokens.c tests/tap.h
 tests_tokens_2_SOURCES = $(tests_tokens_1_SOURCES)
 tests_tokens_4_SOURCES = $(tests_tokens_1_SOURCES)
