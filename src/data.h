@@ -12,7 +12,8 @@
 
 typedef struct sk_data sk_data;
 
-/* Collective over comm. Opens the deck's training (train = true) or validation sets, checks them
+/* Collective over comm. Opens the deck's training (train = true) or validation sets (without any: what data.holdout
+ * keeps of the training sets), checks them
  * against the model's vocabulary and the sequence length. On failure *d is NULL. */
 int sk_data_open(MPI_Comm comm, const sk_config *c, bool train, sk_data **d, sk_err *e);
 void sk_data_close(sk_data *d);

@@ -18,7 +18,8 @@
 /* Data sets open and fit the model, in every mode. */
 static int open_data(MPI_Comm comm, sk_train *t, sk_err *e) {
   if (sk_data_open(comm, &t->cfg, true, &t->data, e) != SK_OK) return e->code;
-  if (t->cfg.data.n_valid > 0 && sk_data_open(comm, &t->cfg, false, &t->valid, e) != SK_OK) return e->code;
+  bool valid_too = t->cfg.data.n_valid > 0 || t->cfg.data.holdout > 0;
+  if (valid_too && sk_data_open(comm, &t->cfg, false, &t->valid, e) != SK_OK) return e->code;
   const char *train = sk_data_tokenizer(t->data), *valid = t->valid ? sk_data_tokenizer(t->valid) : train;
   if (strcmp(train, valid) != 0 && strcmp(train, "unknown") != 0 && strcmp(valid, "unknown") != 0)
     sk_fail(e, SK_USAGE, "data.train and data.valid were made with different tokenizers (%s, %s): their ids do not mean the "
