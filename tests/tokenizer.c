@@ -89,8 +89,8 @@ static void expected(const char *style, const json_t *cases) {
       if (decoded) texts++, badly += !decodes(t, &ids, decoded);
       sk_free(text);
     }
-  tap_ok(bad == 0 && json_array_size(cases) > 100, "%s: the ids of %zu texts, twice", style, json_array_size(cases));
-  tap_ok(badly == 0 && texts > 10, "%s: %zu texts decoded token by token, whole characters at a time", style, texts);
+  tap_ok(bad == 0 && json_array_size(cases) > 40, "%s: the ids of %zu texts, twice", style, json_array_size(cases));
+  tap_ok(badly == 0 && texts > 5, "%s: %zu texts decoded token by token, whole characters at a time", style, texts);
   sk_free(ids.at);
   sk_tokenizer_close(t);
   sk_free(name);
@@ -295,8 +295,9 @@ int main(int argc, char **argv) {
   char *text = file("expected.json");
   json_t *all = json_loads(text, 0, NULL), *cases;
   const char *style;
-  SK_CHECK(json_object_size(all) == 4, "expected.json");
+  SK_CHECK(json_object_size(all) == 5, "expected.json");
   json_object_foreach(all, style, cases) expected(style, cases);
+  cuts("gpt2.json", true);
   cuts("llama3.json", false); /* its added tokens strip what is before them */
   json_decref(all);
   sk_free(text);

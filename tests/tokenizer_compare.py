@@ -354,20 +354,22 @@ def compare(a):
 
 
 def fixture(folder):
-    """Small tokenizers of four styles with added tokens, and the ids of texts: tests/tokenizer.c needs nothing of PyPI."""
+    """Small tokenizers of five styles with added tokens, and the ids of texts: tests/tokenizer.c needs nothing of PyPI."""
     os.makedirs(folder, exist_ok=True)
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     train = f"{folder}/train.txt"
     with open(train, "wb") as f:
         f.write(take(glob.glob(f"{here}/*.md") + glob.glob(f"{here}/docs/*.md"), 100_000) + odd_text(60_000, 5))
     cases = {}
-    for style in "llama3", "qwen2", "falcon", "behaviors":
+    for style in "gpt2", "llama3", "qwen2", "falcon", "behaviors":
         t = make(style, [train], 640)
-        add_corners(t)
+        if style != "gpt2":  # stays one whose text may be cut
+            add_corners(t)
         t.save(f"{folder}/{style}.json", pretty=False)
         t = Tokenizer.from_file(f"{folder}/{style}.json")
         odd = odd_text(12_000, 11)
         raw = [odd[i:i + 90] for i in range(0, 3600, 90)] + [d.encode() for d in corner_docs(100, 13)]
+        raw = raw[:40] if style == "gpt2" else raw
         raw += [damaged(odd[-1000:], 17), open(f"{here}/LICENSE", "rb").read()[:800], b"a" * 90, b" " * 70 + b"x", b"\n" * 45,
                 "中文字".encode() * 40, b"the" * 50, "\u0301".encode() * 30, b"x1234567890" * 9, b"\xf0\x9f\x98", b"\xc0\xaf\xed\xa0\x80ok"]
         ids = [t.encode(as_text(x), add_special_tokens=False).ids for x in raw]
