@@ -57,6 +57,7 @@ typedef struct sk_config {
     sk_data_entry *train, *valid;
     int64_t sequence;
     int documents;
+    double holdout; /* share of every training set that is kept for validation */
   } data;
   struct {
     int64_t steps, global_batch, micro_batch, eval_every, eval_batches; /* sequences; steps */

@@ -110,6 +110,8 @@ const sk_key sk_keys[] = {
     LIST("data.valid", "[]", 0, "validation data: [{path: v.h5, weight: 1}, ...]; none: no evaluation"),
     PATH("data.valid[].path", NULL, 0, ENTRY(path), "token file, relative to the deck"),
     FLOAT("data.valid[].weight", "1", "(0,inf)", 0, ENTRY(weight), "share of an evaluation"),
+    FLOAT("data.holdout", "0", "[0,0.5]", 0, AT(data.holdout),
+          "without data.valid: share of every training set, its end, that is kept for validation"),
     COUNT("data.sequence", "tokens", "2048", "[1,1073741824]", 0, AT(data.sequence),
           "length of a training sequence"),
     CHOICE("data.documents", "isolate", "isolate|concatenate", 0, AT(data.documents),

@@ -26,6 +26,7 @@ check_PROGRAMS += \
   tests/safetensors.1 tests/safetensors.3 \
   tests/schedule.1 \
   tests/ssd.1 \
+  tests/tokenizer.1 \
   tests/tokens.1 tests/tokens.2 tests/tokens.4 \
   tests/trace.3 \
   tests/transport.2 tests/transport.3
@@ -72,6 +73,7 @@ tests_safetensors_1_SOURCES = tests/safetensors.c tests/hf_folder.h tests/tap.h
 tests_safetensors_3_SOURCES = $(tests_safetensors_1_SOURCES)
 tests_schedule_1_SOURCES = tests/schedule.c tests/schedule_sim.h tests/tap.h
 tests_ssd_1_SOURCES = tests/ssd.c tests/ops_check.h tests/ref_mamba.c tests/ref_mamba.h tests/tap.h
+tests_tokenizer_1_SOURCES = tests/tokenizer.c tests/tap.h
 tests_tokens_1_SOURCES = tests/tokens.c tests/tap.h
 tests_tokens_2_SOURCES = $(tests_tokens_1_SOURCES)
 tests_tokens_4_SOURCES = $(tests_tokens_1_SOURCES)
@@ -81,6 +83,7 @@ tests_transport_3_SOURCES = $(tests_transport_2_SOURCES)
 
 # One a line.
 dist_check_SCRIPTS = \
+  tests/bpe.sh \
   tests/calls.sh \
   tests/cli.sh \
   tests/devices.sh \
