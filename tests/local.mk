@@ -83,6 +83,7 @@ tests_transport_3_SOURCES = $(tests_transport_2_SOURCES)
 
 # One a line.
 dist_check_SCRIPTS = \
+  tests/convert.sh \
   tests/bpe.sh \
   tests/calls.sh \
   tests/cli.sh \
@@ -130,8 +131,26 @@ check-counts:
 # The batch system's tests alone; here a missing Slurm is a failure.
 check-slurm:
 	SAKER_NEED_SLURM=1 $(MAKE) $(AM_MAKEFLAGS) check TESTS='tests/slurm.sh tests/slurm2.sh'
-# Everything in the tests that `make check` runs a part of: about half an hour on 2 cores.
+# Readers of foreign files under a fuzzer (clang): 10 minutes a target. The two others are for the script.
+FUZZ_SECONDS = 600
+fuzz:
+	FUZZ_SECONDS='$(FUZZ_SECONDS)' FUZZ_TARGETS='$(FUZZ_TARGETS)' bash $(srcdir)/tests/fuzz/run.sh
+fuzz-flags:
+	@echo '$(HDF5_CFLAGS) $(FYAML_CFLAGS) $(JANSSON_CFLAGS) $(XXHASH_CFLAGS)'
+fuzz-libs:
+	@echo '$(filter-out libsaker.a,$(LDADD)) $(LIBS)'
+EXTRA_DIST += tests/fuzz
+# Everything in the tests that `make check` runs a part of: about half an hour on 2 cores. Fuzzing is left out
+# (77) where there is no clang.
 check-long:
+	FUZZ_SECONDS=30 bash $(srcdir)/tests/fuzz/run.sh || [ $$? = 77 ]
 	SAKER_LONG=1 TEST_TIMEOUT=5400 $(MAKE) $(AM_MAKEFLAGS) check \
 	  TESTS='tests/parity.8 tests/reshard.8 tests/schedule.1'
-.PHONY: check-counts check-long check-slurm
+# Against the real transformers, by hand: PYTHON must have torch, transformers, safetensors and h5py.
+EXTRA_PROGRAMS += tests/hf_logits
+tests_hf_logits_SOURCES = tests/hf_logits.c
+EXTRA_DIST += tests/check_hf.py
+PYTHON = python3
+check-hf: saker$(EXEEXT) tests/hf_logits$(EXEEXT)
+	$(PYTHON) $(srcdir)/tests/check_hf.py . $(or $(SAKER_GOLDEN_DIR),$(srcdir)/tests/ref)
+.PHONY: check-counts check-hf check-long check-slurm fuzz fuzz-flags fuzz-libs
