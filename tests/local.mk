@@ -66,7 +66,7 @@ tests_tokens_1_SOURCES = tests/tokens.c tests/tap.h
 tests_tokens_2_SOURCES = $(tests_tokens_1_SOURCES)
 tests_tokens_4_SOURCES = $(tests_tokens_1_SOURCES)
 
-dist_check_SCRIPTS = tests/cli.sh tests/layering.sh tests/regrid.sh tests/slurm.sh tests/slurm2.sh \
+dist_check_SCRIPTS = tests/cli.sh tests/damage.sh tests/layering.sh tests/regrid.sh tests/slurm.sh tests/slurm2.sh \
   tests/tools.sh tests/train.sh tests/trouble.sh
 TESTS += tests/golden.1 $(check_PROGRAMS) $(dist_check_SCRIPTS)
 EXTRA_DIST += tests/count.sh tests/mini-slurm.sh tests/mpirun.sh tests/quickstart.sh \
@@ -83,7 +83,7 @@ AM_TESTS_ENVIRONMENT = \
   SAKER_SRCDIR='$(abs_srcdir)'; export SAKER_SRCDIR; \
   SAKER_BUILDDIR='$(abs_builddir)'; export SAKER_BUILDDIR; \
   MPIRUN='$(MPIRUN)'; export MPIRUN;
-tests/cli.log tests/regrid.log tests/slurm.log tests/slurm2.log tests/tools.log tests/train.log tests/trouble.log: saker$(EXEEXT)
+tests/cli.log tests/damage.log tests/regrid.log tests/slurm.log tests/slurm2.log tests/tools.log tests/train.log tests/trouble.log: saker$(EXEEXT)
 # One Slurm at a time.
 tests/slurm2.log: tests/slurm.log
 
