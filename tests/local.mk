@@ -83,10 +83,11 @@ tests_transport_3_SOURCES = $(tests_transport_2_SOURCES)
 
 # One a line.
 dist_check_SCRIPTS = \
-  tests/convert.sh \
   tests/bpe.sh \
   tests/calls.sh \
   tests/cli.sh \
+  tests/convert.sh \
+  tests/damage.sh \
   tests/devices.sh \
   tests/jobscripts.sh \
   tests/layering.sh \
