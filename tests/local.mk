@@ -71,8 +71,8 @@ tests_tokens_1_SOURCES = tests/tokens.c tests/tap.h
 tests_tokens_2_SOURCES = $(tests_tokens_1_SOURCES)
 tests_tokens_4_SOURCES = $(tests_tokens_1_SOURCES)
 
-dist_check_SCRIPTS = tests/bpe.sh tests/cli.sh tests/layering.sh tests/regrid.sh tests/slurm.sh tests/slurm2.sh \
-  tests/train.sh tests/trouble.sh
+dist_check_SCRIPTS = tests/bpe.sh tests/cli.sh tests/convert.sh tests/layering.sh tests/regrid.sh tests/slurm.sh \
+  tests/slurm2.sh tests/train.sh tests/trouble.sh
 TESTS += tests/golden.1 $(check_PROGRAMS) $(dist_check_SCRIPTS)
 EXTRA_DIST += tests/count.sh tests/mini-slurm.sh tests/mpirun.sh tests/quickstart.sh \
   tests/ref tests/tap.sh
@@ -88,7 +88,7 @@ AM_TESTS_ENVIRONMENT = \
   SAKER_SRCDIR='$(abs_srcdir)'; export SAKER_SRCDIR; \
   SAKER_BUILDDIR='$(abs_builddir)'; export SAKER_BUILDDIR; \
   MPIRUN='$(MPIRUN)'; export MPIRUN;
-tests/bpe.log tests/cli.log tests/regrid.log tests/slurm.log tests/slurm2.log tests/train.log tests/trouble.log: saker$(EXEEXT)
+tests/bpe.log tests/cli.log tests/convert.log tests/regrid.log tests/slurm.log tests/slurm2.log tests/train.log tests/trouble.log: saker$(EXEEXT)
 # One Slurm at a time.
 tests/slurm2.log: tests/slurm.log
 
@@ -98,8 +98,30 @@ check-counts:
 # The batch system's tests alone; here a missing Slurm is a failure.
 check-slurm:
 	SAKER_NEED_SLURM=1 $(MAKE) $(AM_MAKEFLAGS) check TESTS='tests/slurm.sh tests/slurm2.sh'
-# Everything in the tests that `make check` runs a part of: about half an hour on 2 cores.
+# Readers of foreign files under a fuzzer (clang): 10 minutes a target. The two others are for the script.
+FUZZ_SECONDS = 600
+fuzz:
+	FUZZ_SECONDS='$(FUZZ_SECONDS)' FUZZ_TARGETS='$(FUZZ_TARGETS)' bash $(srcdir)/tests/fuzz/run.sh
+fuzz-flags:
+	@echo '$(HDF5_CFLAGS) $(FYAML_CFLAGS) $(JANSSON_CFLAGS) $(XXHASH_CFLAGS) $(TEXT_CFLAGS)'
+fuzz-libs:
+	@echo '$(filter-out libsaker.a,$(LDADD)) $(LIBS)'
+EXTRA_DIST += tests/fuzz
+# Everything in the tests that `make check` runs a part of: about half an hour on 2 cores. Fuzzing is left out
+# (77) where there is no clang.
 check-long:
+	$(MAKE) $(AM_MAKEFLAGS) fuzz FUZZ_SECONDS=30 || [ $$? = 77 ]
 	SAKER_LONG=1 TEST_TIMEOUT=5400 $(MAKE) $(AM_MAKEFLAGS) check \
 	  TESTS='tests/parity.8 tests/reshard.8 tests/schedule.1'
-.PHONY: check-counts check-long check-slurm
+# Against the real transformers, by hand: PYTHON must have torch, transformers, safetensors and h5py.
+EXTRA_PROGRAMS += tests/hf_logits
+tests_hf_logits_SOURCES = tests/hf_logits.c
+EXTRA_DIST += tests/check_hf.py
+PYTHON = python3
+# Against PyPI's tokenizers and megatron-core, ids and speed, in a virtual environment; needs apt for its texts (10 minutes).
+check-tokenizer: saker$(EXEEXT)
+	bash $(srcdir)/tests/check_tokenizer.sh
+EXTRA_DIST += tests/check_tokenizer.sh tests/import_compare.py tests/tokenizer_compare.py
+check-hf: saker$(EXEEXT) tests/hf_logits$(EXEEXT)
+	$(PYTHON) $(srcdir)/tests/check_hf.py . $(or $(SAKER_GOLDEN_DIR),$(srcdir)/tests/ref)
+.PHONY: check-counts check-hf check-long check-slurm check-tokenizer fuzz fuzz-flags fuzz-libs
