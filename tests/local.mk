@@ -11,6 +11,7 @@ check_PROGRAMS += \
   tests/device.1 tests/devices.2 \
   tests/generate.1 \
   tests/grid.1 tests/grid.4 tests/grid.8 \
+  tests/import.1 tests/import.3 \
   tests/layout.1 \
   tests/model.1 \
   tests/nan.8 \
@@ -49,6 +50,8 @@ tests_golden_1_SOURCES = tests/golden.c tests/tap.h
 tests_grid_1_SOURCES = tests/grid.c tests/tap.h
 tests_grid_4_SOURCES = $(tests_grid_1_SOURCES)
 tests_grid_8_SOURCES = $(tests_grid_1_SOURCES)
+tests_import_1_SOURCES = tests/import.c tests/tap.h
+tests_import_3_SOURCES = $(tests_import_1_SOURCES)
 tests_layout_1_SOURCES = tests/layout.c tests/small_model.h tests/tap.h
 tests_model_1_SOURCES = tests/model.c tests/small_model.h tests/tap.h
 tests_nan_8_SOURCES = tests/nan.c tests/on_grid.h tests/small_model.h tests/tap.h
