@@ -13,6 +13,7 @@ check_PROGRAMS += \
   tests/events.1 \
   tests/generate.1 \
   tests/grid.1 tests/grid.4 tests/grid.8 \
+  tests/import.1 tests/import.3 \
   tests/layout.1 \
   tests/model.1 \
   tests/nan.8 \
@@ -56,6 +57,8 @@ tests_golden_1_SOURCES = tests/golden.c tests/tap.h
 tests_grid_1_SOURCES = tests/grid.c tests/tap.h
 tests_grid_4_SOURCES = $(tests_grid_1_SOURCES)
 tests_grid_8_SOURCES = $(tests_grid_1_SOURCES)
+tests_import_1_SOURCES = tests/import.c tests/tap.h
+tests_import_3_SOURCES = $(tests_import_1_SOURCES)
 tests_layout_1_SOURCES = tests/layout.c tests/small_model.h tests/tap.h
 tests_model_1_SOURCES = tests/model.c tests/small_model.h tests/tap.h
 tests_nan_8_SOURCES = tests/nan.c tests/on_grid.h tests/small_model.h tests/tap.h
@@ -137,7 +140,7 @@ FUZZ_SECONDS = 600
 fuzz:
 	FUZZ_SECONDS='$(FUZZ_SECONDS)' FUZZ_TARGETS='$(FUZZ_TARGETS)' bash $(srcdir)/tests/fuzz/run.sh
 fuzz-flags:
-	@echo '$(HDF5_CFLAGS) $(FYAML_CFLAGS) $(JANSSON_CFLAGS) $(XXHASH_CFLAGS)'
+	@echo '$(HDF5_CFLAGS) $(FYAML_CFLAGS) $(JANSSON_CFLAGS) $(XXHASH_CFLAGS) $(TEXT_CFLAGS)'
 fuzz-libs:
 	@echo '$(filter-out libsaker.a,$(LDADD)) $(LIBS)'
 EXTRA_DIST += tests/fuzz
@@ -152,6 +155,10 @@ EXTRA_PROGRAMS += tests/hf_logits
 tests_hf_logits_SOURCES = tests/hf_logits.c
 EXTRA_DIST += tests/check_hf.py
 PYTHON = python3
+# Against PyPI's tokenizers and megatron-core, ids and speed, in a virtual environment; needs apt for its texts (10 minutes).
+check-tokenizer: saker$(EXEEXT)
+	bash $(srcdir)/tests/check_tokenizer.sh
+EXTRA_DIST += tests/check_tokenizer.sh tests/import_compare.py tests/tokenizer_compare.py
 check-hf: saker$(EXEEXT) tests/hf_logits$(EXEEXT)
 	$(PYTHON) $(srcdir)/tests/check_hf.py . $(or $(SAKER_GOLDEN_DIR),$(srcdir)/tests/ref)
-.PHONY: check-counts check-hf check-long check-slurm fuzz fuzz-flags fuzz-libs
+.PHONY: check-counts check-hf check-long check-slurm check-tokenizer fuzz fuzz-flags fuzz-libs

@@ -1,6 +1,6 @@
 # The fault campaign: a copy of the program with faults inside, and a library that makes file operations fail.
 # Built for the tests that need them.
-EXTRA_PROGRAMS = tests/faults/saker
+EXTRA_PROGRAMS += tests/faults/saker
 tests_faults_saker_SOURCES = src/main.c tests/faults/inject.c
 tests_faults_saker_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=sk_engine_step
 tests/faults/shim.so: tests/faults/shim.c
