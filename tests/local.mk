@@ -151,7 +151,7 @@ check-long:
 	SAKER_LONG=1 TEST_TIMEOUT=5400 $(MAKE) $(AM_MAKEFLAGS) check \
 	  TESTS='tests/parity.8 tests/reshard.8 tests/schedule.1'
 # Against the real transformers, by hand: PYTHON must have torch, transformers, safetensors and h5py.
-EXTRA_PROGRAMS += tests/hf_logits
+noinst_PROGRAMS += tests/hf_logits
 tests_hf_logits_SOURCES = tests/hf_logits.c
 EXTRA_DIST += tests/check_hf.py
 PYTHON = python3
