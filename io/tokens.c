@@ -167,7 +167,7 @@ const sk_tokens_info *sk_tokens_get_info(const sk_tokens *t) { return &t->info; 
 
 /* ---- reading ---- */
 
-int sk_tokens_read(sk_tokens *t, int64_t first, int64_t count, int32_t *ids, sk_err *e) {
+int sk_tokens_read_raw(sk_tokens *t, int64_t first, int64_t count, int32_t *ids, sk_err *e) {
   SK_CHECK(first >= 0 && count >= 0 && first <= t->info.tokens - count,
            "%s: %lld tokens from %lld on; there are %lld", t->path, (long long)count, (long long)first,
            (long long)t->info.tokens);
@@ -178,7 +178,11 @@ int sk_tokens_read(sk_tokens *t, int64_t first, int64_t count, int32_t *ids, sk_
   if (H5Dread(t->data, H5T_NATIVE_UINT32, mem, t->space, H5P_DEFAULT, ids) < 0)
     sk_h5_fail(e, t->path, "read at /data");
   H5Sclose(mem);
-  if (e->code) return e->code;
+  return e->code;
+}
+
+int sk_tokens_read(sk_tokens *t, int64_t first, int64_t count, int32_t *ids, sk_err *e) {
+  if (sk_tokens_read_raw(t, first, count, ids, e) != SK_OK) return e->code;
   const uint32_t vocab = (uint32_t)t->info.vocab_size;
   for (int64_t i = 0; i < count; i++)
     if ((uint32_t)ids[i] >= vocab)

@@ -25,6 +25,8 @@ const sk_tokens_info *sk_tokens_get_info(const sk_tokens *t);
 /* Not collective. ids[count] = data[first .. first+count-1]; count + first <= tokens. A token outside
  * the vocabulary is an error that names file and offset. */
 int sk_tokens_read(sk_tokens *t, int64_t first, int64_t count, int32_t *ids, sk_err *e);
+/* The same without a look at the vocabulary. */
+int sk_tokens_read_raw(sk_tokens *t, int64_t first, int64_t count, int32_t *ids, sk_err *e);
 
 /* Not collective, in memory. start[i] = offset (in the data set) at which the document of token first+i
  * begins, for i < count. */
@@ -46,6 +48,11 @@ char *sk_tokens_tokenizer(sk_tokens *t, size_t *n, sk_err *e);
  * out.tmp, synced and renamed; an existing `out` is replaced only when complete. */
 int sk_tokens_build(MPI_Comm comm, const char *tokenizer, const char *eos, const char *out, int n_text,
                     char *const *text, sk_err *e);
+
+/* Collective over comm. `saker data check`: every token is inside the vocabulary and every document offset is in
+ * order, each rank a part of the file; SK_FAILED with the first places that are wrong. Progress and a summary on
+ * rank 0; a document that does not end in eos_id is told but is no error. */
+int sk_tokens_check(MPI_Comm comm, const char *path, sk_err *e);
 
 /* Not collective (call on one rank): prints what the file holds, with samples of decoded text. */
 int sk_tokens_print_info(const char *path, sk_err *e);

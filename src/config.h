@@ -70,9 +70,11 @@ typedef struct sk_config {
     int n_groups;
     sk_param_group *groups;
   } optimizer;
-  struct { int64_t tp, cp, pp, virtual_stages; int schedule; } parallel; /* SK_SCHED_... (schedule.h) */
+  struct { int64_t tp, cp, pp, virtual_stages; int schedule, transport; } parallel; /* SK_SCHED_... (schedule.h),
+                                                     SK_TRANSPORT_... (transport.h) */
   struct { int64_t every, keep, keep_every; } checkpoint;
-  struct { int64_t every; } log;
+  struct { int64_t every; bool tensorboard; char *trace; } log;
+  struct { double step, other, straggler; int64_t replicas; } watch;
   char *resolved; /* canonical YAML of every key's value, data paths absolute; owned */
   char *hf_json;  /* HF config.json text as given (unknown keys kept), or NULL; owned */
 } sk_config;
@@ -96,6 +98,10 @@ int sk_config_from_resolved(const char *resolved, const char *where, sk_config *
 /* Not collective. Lists what differs between two resolved decks and may not change on a restart
  * (design section 2, restart contract): SK_OK, or SK_USAGE with the diff in e. */
 int sk_config_restart_diff(const char *old_resolved, const char *new_resolved, sk_err *e);
+
+/* Not collective. The same for the model's keys alone: whether the weights of one deck's run are those of the
+ * other's model. */
+int sk_config_model_diff(const char *old_resolved, const char *new_resolved, sk_err *e);
 
 /* --help-keys [PREFIX] and --print-defaults, to stdout. prefix may be NULL; false: no key begins with it. */
 bool sk_config_help_keys(const char *prefix);

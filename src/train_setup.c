@@ -8,6 +8,7 @@
 #include "src/placement.h"
 #include "src/progress.h"
 #include "src/train.h"
+#include "src/transport.h"
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -125,6 +126,23 @@ static int check_restart(sk_train *t, const char *path, bool *weights_only, sk_e
   return sk_agree(t->grid.world, e);
 }
 
+/* Collective. How neighbouring pipeline stages exchange messages, such as "ipc" or "ipc 6, nccl 2" (links, counted
+ * from both ends); "" with one stage. */
+static void describe_pipe(const sk_train *t, char *text, size_t cap) {
+  const sk_engine *g = &t->engine;
+  int mine[SK_NTRANSPORTS] = {0}, all[SK_NTRANSPORTS], kinds = 0;
+  if (g->pp && g->ctx.op == sk_cuda) sk_transport_links(g->pp, mine);
+  else if (g->pp) mine[SK_TRANSPORT_MPI] = 1;
+  SK_MPI(MPI_Allreduce(mine, all, SK_NTRANSPORTS, MPI_INT, MPI_SUM, t->grid.world));
+  for (int i = 0; i < SK_NTRANSPORTS; i++) kinds += all[i] > 0;
+  text[0] = 0;
+  for (int i = 0; i < SK_NTRANSPORTS; i++) {
+    size_t at = strlen(text);
+    if (all[i] && kinds == 1) snprintf(text, cap, "%s", sk_transport_name[i]);
+    else if (all[i]) snprintf(text + at, cap - at, "%s%s %d", at ? ", " : "", sk_transport_name[i], all[i]);
+  }
+}
+
 static void note_start(sk_train *t, const char *from) {
   int64_t *count = sk_calloc((size_t)t->grid.size, sizeof *count);
   int64_t mine = t->engine.ctx.reg->count;
@@ -136,6 +154,10 @@ static void note_start(sk_train *t, const char *from) {
   sk_metric_int(t->run, "pp", t->grid.n[SK_PP]);
   sk_metric_int(t->run, "dp", t->grid.n[SK_DP]);
   sk_metric_ints(t->run, "parameters", count, t->grid.size);
+  char pipe[80];
+  describe_pipe(t, pipe, sizeof pipe);
+  if (pipe[0]) sk_metric_str(t->run, "transport", pipe);
+  if (pipe[0]) sk_say("Pipe    between pipeline stages by %s", pipe);
   sk_metric_str(t->run, "run_id", t->meta.run_id);
   sk_metric_end(t->run);
   sk_free(count);
@@ -162,8 +184,7 @@ static void header(const sk_train *t) {
   if (c->run.device == SK_DEVICE_AUTO && sk_cuda && g->ctx.op != sk_cuda && sk_cuda->count(&why) == 0)
     sk_say("Note    run.device auto takes the CPU: %s", why.msg);
   if (t->grid.size > 1 && g->ctx.op == sk_cuda)
-    sk_say("Comm    between GPUs by %s", sk_comm_nccl ? "NCCL; between pipeline stages through the host by MPI"
-                                                      : "MPI through the host: this program was built without NCCL");
+    sk_say("Comm    between GPUs by %s", sk_comm_nccl ? "NCCL" : "MPI through the host: built without NCCL");
   sk_say("Model   %s parameters, %lld layers of %s", sk_si((double)g->model.all.count),
          (long long)c->n_layers, c->pattern);
   sk_say("Data    %s tokens, %lld windows of %lld; %lld x %lld tokens per step, %.2f passes in all",
@@ -194,6 +215,7 @@ static int open_run(sk_train *t, const sk_ops *op, sk_err *e) {
   bool weights_only = false;
   const int64_t T = c->data.sequence;
   if (sk_run_open(t->grid.world, c->run.dir, &t->run, e) != SK_OK) return e->code;
+  sk_watch_start(&t->grid, c->run.dir, c->watch.step, c->watch.other, &t->timer, &t->watch);
   if (find_restart(t, path, sizeof path, e) != SK_OK) return e->code;
   if (path[0] && check_restart(t, path, &weights_only, e) != SK_OK) return e->code;
   if (open_data(t->grid.world, t, e) != SK_OK) return e->code;
@@ -214,9 +236,12 @@ static int open_run(sk_train *t, const sk_ops *op, sk_err *e) {
   t->ids = sk_calloc((size_t)(t->local * T), sizeof *t->ids);
   t->label = sk_calloc((size_t)(t->local * T), sizeof *t->label);
   t->start = sk_calloc((size_t)(t->local * T), sizeof *t->start);
-  t->per_rank = sk_calloc((size_t)t->grid.size * 2, sizeof *t->per_rank);
+  t->per_rank = sk_calloc((size_t)t->grid.size * SK_TRAIN_EXCHANGED, sizeof *t->per_rank);
+  t->busy = sk_calloc((size_t)t->grid.size, sizeof *t->busy);
+  t->straggler = -1;
   sk_run_write(t->run, "deck.yaml", c->resolved, e);
   if (sk_agree(t->grid.world, e) != SK_OK) return e->code;
+  if (c->log.tensorboard && sk_run_tensorboard(t->run, t->grid.world, e) != SK_OK) return e->code;
   header(t);
   sk_placement_report(&t->grid, op == sk_cuda ? t->grid.node_rank : -1);
   note_start(t, path);
@@ -231,6 +256,7 @@ int sk_train_open(MPI_Comm comm, const sk_train_opts *opts, sk_train *t, bool *d
   SK_MPI(MPI_Comm_size(comm, &ranks));
   if (*done && opts->ranks > 0) ranks = opts->ranks;
   if (sk_config_read(comm, opts->deck, opts->n_set, opts->set, &t->cfg, e) != SK_OK) return e->code;
+  if (sk_trace_parse(t->cfg.log.trace, &t->trace, e) != SK_OK) return e->code;
   const sk_ops *op = sk_device_choose(comm, t->cfg.run.device, false, *done, e);
   if (!op) return e->code;
   if (*done) return report_only(comm, t, ranks, op, e);
@@ -240,6 +266,7 @@ int sk_train_open(MPI_Comm comm, const sk_train_opts *opts, sk_train *t, bool *d
 }
 
 void sk_train_close(sk_train *t) {
+  sk_watch_stop(t->watch);
   sk_data_close(t->data);
   sk_data_close(t->valid);
   sk_engine_close(&t->engine);
@@ -249,6 +276,8 @@ void sk_train_close(sk_train *t) {
   sk_free(t->label);
   sk_free(t->start);
   sk_free(t->per_rank);
+  sk_free(t->busy);
+  sk_free(t->trace.span);
   sk_config_free(&t->cfg);
   sk_grid_destroy(&t->grid);
 }

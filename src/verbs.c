@@ -9,7 +9,9 @@
 #include "io/safetensors.h"
 #include "src/bench.h"
 #include "src/convert.h"
+#include "src/eval.h"
 #include "src/generate.h"
+#include "src/info.h"
 #include "src/stop.h"
 #include "src/train.h"
 #include <errno.h>
@@ -147,13 +149,19 @@ static int data_info(MPI_Comm comm, int argc, char **argv, sk_err *e) {
   return sk_agree(comm, e);
 }
 
+static int data_check(MPI_Comm comm, int argc, char **argv, sk_err *e) {
+  if (argc != 2) return usage_error(e, "data", "check: give one FILE.h5%s", NULL);
+  return sk_tokens_check(comm, argv[1], e);
+}
+
 static int run_data(MPI_Comm comm, int argc, char **argv, sk_err *e) {
   const char *what = argc > 1 ? argv[1] : "";
   if (strcmp(what, "build") == 0) return data_build(comm, argc - 1, argv + 1, e);
   if (strcmp(what, "import") == 0) return data_import(comm, argc - 1, argv + 1, e);
   if (strcmp(what, "info") == 0) return data_info(comm, argc - 1, argv + 1, e);
-  return what[0] ? usage_error(e, "data", "'%s' is not known: give build, import or info", what)
-                 : usage_error(e, "data", "give build, import or info%s", NULL);
+  if (strcmp(what, "check") == 0) return data_check(comm, argc - 1, argv + 1, e);
+  return what[0] ? usage_error(e, "data", "'%s' is not known: give build, import, info or check", what)
+                 : usage_error(e, "data", "give build, import, info or check%s", NULL);
 }
 
 /* "5GB", "512MiB", "1000": from 1 byte to 2^60. */
@@ -254,8 +262,8 @@ const sk_verb sk_verbs[] = {
      "  --print-defaults    a deck of all defaults\n",
      run_train},
     {"data", "data build --tokenizer NAME -o OUT.h5 TEXT... | data import --from FORMAT -o OUT.h5 PATH... |\n"
-     "             data info FILE.h5",
-     "make token data from text or from other programs' tokens, show what a data set holds",
+     "             data info|check FILE.h5",
+     "make token data from text or from other programs' tokens, show or check what a data set holds",
      "  build TEXT...       text files, folders, globs; .jsonl files with \"text\"; .gz and .zst of these\n"
      "    --tokenizer NAME  bytes: one token per byte, 256 ends a document (default), or the tokenizer.json of a\n"
      "                      byte-level BPE\n"
@@ -268,7 +276,8 @@ const sk_verb sk_verbs[] = {
      "    --vocab N         ids are below N (default: of the tokenizer or the format, else the largest + 1)\n"
      "    --eos ID          the id that ends a document (default: of the tokenizer or the format)\n"
      "    -o OUT.h5         the data set\n"
-     "  info FILE.h5        counts, documents, samples\n",
+     "  info FILE.h5        counts, documents, samples\n"
+     "  check FILE.h5       every token and every document offset, by all ranks\n",
      run_data},
     {"convert", "convert from-hf HF_DIR -o CHECKPOINT_DIR | convert to-hf CHECKPOINT_DIR -o HF_DIR [options]",
      "exchange weights with Hugging Face's transformers",
@@ -287,8 +296,18 @@ const sk_verb sk_verbs[] = {
      "  --temperature T     0: the likeliest token always (0.8)\n"
      "  --seed S            another seed, another text (1)\n",
      run_generate},
-    {"bench", "bench ops|step -i DECK [options] | bench comm|io [options]", "measure ops, steps, exchanges, files",
+    {"eval", "eval -i DECK --from CHECKPOINT_DIR [options]", "the loss of a checkpoint on the deck's validation data",
+     "  -i DECK             the deck: model, data.valid, sequence, eval_batches, grid\n"
+     "  --from DIR          a checkpoint folder of the same model\n"
+     "  --set key=value     override a key of the deck; repeatable\n",
+     sk_eval_run},
+    {"info", "info PATH [--sequence T]", "show what a checkpoint, data set, deck or config.json holds",
+     "  PATH                a checkpoint's folder, a data set (.h5), a deck, or a Hugging Face config.json\n"
+     "  --sequence T        tokens per sequence for the FLOP table (the deck's; config.json: 4096)\n",
+     sk_info_run},
+    {"bench", "bench ops|layer|step -i DECK [options] | bench comm|io [options]", "measure ops, steps, exchanges, files",
      "  ops                 every op at the shapes of the deck's first layer, beside the machine's ceilings\n"
+     "  layer               the deck's first layer, forward and forward with backward\n"
      "  step                whole training steps on random tokens; on any grid (mpirun -np N)\n"
      "  comm                each exchange between ranks by size\n"
      "  io                  parallel HDF5\n"

@@ -421,7 +421,7 @@ static void other_hdf5(void) {
     sk_err e = {0};
     if (tap_rank == 0 && i == 5) hurt(path, SHORTER);
     meet();
-    if (i == 4) sk_tokens_build(MPI_COMM_WORLD, "bytes", path, 1, (char *[]){text}, &e);
+    if (i == 4) sk_tokens_build(MPI_COMM_WORLD, "bytes", NULL, path, 1, (char *[]){text}, &e);
     sk_h5_read(MPI_COMM_WORLD, path, 1, &d[i], 0, NULL, &e);
     tap_ok(told(&e, str("%s: ", path)) && strstr(e.msg, says[i]), "HDF5: %s", says[i]);
   }

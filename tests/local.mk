@@ -7,8 +7,10 @@ check_PROGRAMS += \
   tests/comm_count.8 \
   tests/config.1 tests/config.2 \
   tests/convert.1 tests/convert.3 \
+  tests/damage.1 tests/damage.3 \
   tests/data.1 tests/data.2 \
   tests/device.1 tests/devices.2 \
+  tests/events.1 \
   tests/generate.1 \
   tests/grid.1 tests/grid.4 tests/grid.8 \
   tests/import.1 tests/import.3 \
@@ -26,7 +28,9 @@ check_PROGRAMS += \
   tests/schedule.1 \
   tests/ssd.1 \
   tests/tokenizer.1 \
-  tests/tokens.1 tests/tokens.2 tests/tokens.4
+  tests/tokens.1 tests/tokens.2 tests/tokens.4 \
+  tests/trace.3 \
+  tests/transport.2 tests/transport.3
 
 tests_ckpt_1_SOURCES = tests/ckpt.c tests/tap.h
 tests_ckpt_2_SOURCES = $(tests_ckpt_1_SOURCES)
@@ -40,11 +44,14 @@ tests_config_1_SOURCES = tests/config.c tests/tap.h
 tests_config_2_SOURCES = $(tests_config_1_SOURCES)
 tests_convert_1_SOURCES = tests/convert.c tests/hf_folder.h tests/tap.h
 tests_convert_3_SOURCES = $(tests_convert_1_SOURCES)
+tests_damage_1_SOURCES = tests/damage.c tests/tap.h
+tests_damage_3_SOURCES = $(tests_damage_1_SOURCES)
 tests_data_1_SOURCES = tests/data.c tests/tap.h
 tests_data_2_SOURCES = $(tests_data_1_SOURCES)
 tests_device_1_SOURCES = tests/device.c tests/device_check.c tests/device_check.h tests/device_engine.c \
   tests/device_mixer.c tests/device_tap.h tests/small_model.h tests/tap.h
 tests_devices_2_SOURCES = tests/devices.c tests/small_model.h tests/tap.h
+tests_events_1_SOURCES = tests/events.c tests/tap.h
 tests_generate_1_SOURCES = tests/generate.c tests/small_model.h tests/tap.h
 tests_golden_1_SOURCES = tests/golden.c tests/tap.h
 tests_grid_1_SOURCES = tests/grid.c tests/tap.h
@@ -73,12 +80,39 @@ tests_tokenizer_1_SOURCES = tests/tokenizer.c tests/tap.h
 tests_tokens_1_SOURCES = tests/tokens.c tests/tap.h
 tests_tokens_2_SOURCES = $(tests_tokens_1_SOURCES)
 tests_tokens_4_SOURCES = $(tests_tokens_1_SOURCES)
+tests_trace_3_SOURCES = tests/trace.c tests/tap.h
+tests_transport_2_SOURCES = tests/transport.c tests/tap.h
+tests_transport_3_SOURCES = $(tests_transport_2_SOURCES)
 
-dist_check_SCRIPTS = tests/bpe.sh tests/cli.sh tests/convert.sh tests/layering.sh tests/regrid.sh tests/slurm.sh \
-  tests/slurm2.sh tests/train.sh tests/trouble.sh
+# One a line.
+dist_check_SCRIPTS = \
+  tests/bpe.sh \
+  tests/calls.sh \
+  tests/cli.sh \
+  tests/convert.sh \
+  tests/damage.sh \
+  tests/devices.sh \
+  tests/jobscripts.sh \
+  tests/layering.sh \
+  tests/long.sh \
+  tests/regrid.sh \
+  tests/setups.sh \
+  tests/slurm.sh \
+  tests/slurm2.sh \
+  tests/tools.sh \
+  tests/train.sh \
+  tests/trouble.sh
 TESTS += tests/golden.1 $(check_PROGRAMS) $(dist_check_SCRIPTS)
-EXTRA_DIST += tests/count.sh tests/mini-slurm.sh tests/mpirun.sh tests/quickstart.sh \
-  tests/ref tests/tap.sh
+EXTRA_DIST += \
+  tests/count.sh \
+  tests/cuda_calls.c \
+  tests/hf_train.py \
+  tests/mini-slurm.sh \
+  tests/mpirun.sh \
+  tests/quickstart.sh \
+  tests/ref \
+  tests/scale.py \
+  tests/tap.sh
 
 # One launcher for programs (mpirun) and scripts (bash): it sets the limits and the environment.
 TEST_EXTENSIONS = .sh
@@ -91,7 +125,7 @@ AM_TESTS_ENVIRONMENT = \
   SAKER_SRCDIR='$(abs_srcdir)'; export SAKER_SRCDIR; \
   SAKER_BUILDDIR='$(abs_builddir)'; export SAKER_BUILDDIR; \
   MPIRUN='$(MPIRUN)'; export MPIRUN;
-tests/bpe.log tests/cli.log tests/convert.log tests/regrid.log tests/slurm.log tests/slurm2.log tests/train.log tests/trouble.log: saker$(EXEEXT)
+$(dist_check_SCRIPTS:.sh=.log): saker$(EXEEXT)
 # One Slurm at a time.
 tests/slurm2.log: tests/slurm.log
 
@@ -113,7 +147,7 @@ EXTRA_DIST += tests/fuzz
 # Everything in the tests that `make check` runs a part of: about half an hour on 2 cores. Fuzzing is left out
 # (77) where there is no clang.
 check-long:
-	$(MAKE) $(AM_MAKEFLAGS) fuzz FUZZ_SECONDS=30 || [ $$? = 77 ]
+	FUZZ_SECONDS=30 bash $(srcdir)/tests/fuzz/run.sh || [ $$? = 77 ]
 	SAKER_LONG=1 TEST_TIMEOUT=5400 $(MAKE) $(AM_MAKEFLAGS) check \
 	  TESTS='tests/parity.8 tests/reshard.8 tests/schedule.1'
 # Against the real transformers, by hand: PYTHON must have torch, transformers, safetensors and h5py.

@@ -34,7 +34,7 @@ for t in $targets; do
   mkdir -p "corpus/$t"
   # shellcheck disable=SC2046 # words
   mpicc -g -O1 -fsanitize=fuzzer,$sanitize -fno-sanitize-recover=undefined -fopenmp -I"$src" -I. \
-    $(make -s fuzz-flags) "$src/tests/fuzz/$t.c" libsaker.a $(make -s fuzz-libs) -o "$t" || { failed=$((failed + 1)); continue; }
+    $(make -s fuzz-flags | tail -1) "$src/tests/fuzz/$t.c" libsaker.a $(make -s fuzz-libs | tail -1) -o "$t" || { failed=$((failed + 1)); continue; }
   "./$t" "${limits[@]}" -max_total_time="$seconds" -dict=dictionary -artifact_prefix="findings/$t-" \
     "corpus/$t" "$src/tests/fuzz/corpus/$t" -print_final_stats=1 >"$t.log" 2>&1
   rc=$?
