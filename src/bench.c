@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #endif
 #include "src/bench.h"
+#include "src/device.h"
 #include <getopt.h>
 #include <math.h>
 #include <stdio.h>
@@ -132,7 +133,17 @@ static int write_json(const sk_bench *b, const char *path, sk_err *e) {
   return SK_OK;
 }
 
+/* ops and step measure the deck's device. */
+static int choose_device(sk_bench *b, sk_err *e) {
+  const sk_ops *op = b->cfg ? sk_device_choose(b->comm, b->cfg->run.device, false, false, e) : b->op;
+  if (!op) return e->code;
+  b->op = op;
+  b->comms = sk_device_comm(op);
+  return SK_OK;
+}
+
 static int run_bench(sk_bench *b, const options *o, sk_err *e) {
+  if (choose_device(b, e) != SK_OK) return e->code;
   for (size_t i = 0; i < sizeof bench / sizeof *bench; i++)
     if (strcmp(o->what, bench[i].name) == 0 && bench[i].run) return bench[i].run(b, e);
   return sk_bench_io(b, o->folder, e);

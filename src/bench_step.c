@@ -2,9 +2,10 @@
 #include "src/bench.h"
 #include "src/layout.h"
 #include "src/progress.h"
-#include "src/timer.h"
+#include "src/op_trace.h"
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 typedef struct state {
   sk_engine engine;
@@ -39,16 +40,6 @@ static double one_step(state *s, const sk_config *c, int64_t t) {
   return norm;
 }
 
-/* The CPU's table with a clock around gemm, which returns there when it is done. */
-static double gemm_seconds;
-
-static void timed_gemm(sk_stream *st, bool ta, bool tb, int64_t m, int64_t n, int64_t k, double alpha, const void *A,
-                       int64_t lda, const void *B, int64_t ldb, double beta, void *C, int64_t ldc, sk_dtype ct) {
-  double begin = sk_now();
-  sk_cpu_ops.gemm(st, ta, tb, m, n, k, alpha, A, lda, B, ldb, beta, C, ldc, ct);
-  gemm_seconds += sk_now() - begin;
-}
-
 static int by_value(const void *a, const void *b) {
   double x = *(const double *)a, y = *(const double *)b;
   return (x > y) - (x < y);
@@ -59,7 +50,6 @@ static double measure(sk_bench *b, state *s) {
   double *each = sk_calloc((size_t)b->repeat, sizeof *each), norm = 0;
   for (int64_t i = 0; i < b->warmup; i++) norm += one_step(s, b->cfg, i + 1);
   sk_timer_start(&s->timer);
-  gemm_seconds = 0;
   s->engine.ctx.timer = &s->timer;
   for (int64_t i = 0; i < b->repeat; i++) {
     MPI_Barrier(s->grid.world);
@@ -70,18 +60,63 @@ static double measure(sk_bench *b, state *s) {
   s->engine.ctx.timer = NULL;
   SK_CHECK(isfinite(norm), "the gradient is not finite");
   SK_MPI(MPI_Allreduce(MPI_IN_PLACE, each, (int)b->repeat, MPI_DOUBLE, MPI_MAX, s->grid.world));
-  gemm_seconds /= (double)b->repeat;
   qsort(each, (size_t)b->repeat, sizeof *each, by_value);
   double median = each[b->repeat / 2];
   sk_free(each);
   return median;
 }
 
+/* ---- where the device's time goes ---- */
+
+enum { LINES = 128 };
+
+/* One more step under the trace. *gemm_pct: the matrix products' share of the ops' time. */
+static json_t *breakdown(sk_bench *b, state *s, double seconds, double *gemm_pct) {
+  sk_ctx *c = &s->engine.ctx;
+  sk_op_trace_line line[LINES];
+  sk_timer timer;
+  const sk_ops *op = c->op;
+  json_t *all = json_array();
+  double sum = 0, gemm = 0;
+  sk_timer_start(&timer);
+  c->timer = &timer;
+  c->op = sk_op_trace_open(op, c->dev, &timer);
+  one_step(s, b->cfg, b->warmup + b->repeat + 1);
+  int n = sk_op_trace_read(line, LINES);
+  sk_op_trace_close();
+  c->op = op;
+  c->timer = NULL;
+  for (int i = 0; i < n; i++) {
+    sum += line[i].seconds;
+    if (strncmp(line[i].op, "gemm", 4) == 0) gemm += line[i].seconds;
+  }
+  *gemm_pct = sum > 0 ? 100 * gemm / sum : 0;
+  sk_say("\n%-20s %-16s %6s %10s %6s %9s", "section", "op", "calls", "ms", "%", "TFLOP/s");
+  for (int i = 0; i < n; i++) {
+    const sk_op_trace_line *l = &line[i];
+    double tflops = l->flops > 0 ? 1e-12 * l->flops / l->seconds : 0;
+    char rate[16] = "";
+    if (tflops > 0) snprintf(rate, sizeof rate, "%.1f", tflops);
+    sk_say("%-20s %-16s %6lld %10.3f %6.1f %9s", sk_timer_name(l->section), l->op, (long long)l->calls,
+           1e3 * l->seconds, 100 * l->seconds / seconds, rate);
+    json_array_append_new(all, json_pack("{s:s, s:s, s:I, s:f, s:f}", "section", sk_timer_name(l->section), "op", l->op,
+                                         "calls", (json_int_t)l->calls, "ms", 1e3 * l->seconds, "tflops", tflops));
+  }
+  sk_say("%-20s %-16s %6s %10.3f %6.1f", "all ops", "", "", 1e3 * sum, 100 * sum / seconds);
+  sk_say("%-20s %-16s %6s %10.3f %6.1f", "matrix products", "", "", 1e3 * gemm, 100 * gemm / seconds);
+  return all;
+}
+
+static double peak_gib(const sk_engine *g) {
+  size_t used = g->ctx.op->used(g->ctx.dev);
+  return used ? (double)used / (1 << 30) : sk_peak_gib();
+}
+
 static void report(sk_bench *b, state *s, double seconds) {
   const sk_config *c = b->cfg;
   const sk_engine *g = &s->engine;
   double tokens = (double)(c->train.global_batch * c->data.sequence), T = (double)c->data.sequence;
-  double flops = 3 * sk_model_flops(c, (int64_t)T) * tokens / seconds, gib = sk_peak_gib();
+  double flops = 3 * sk_model_flops(c, (int64_t)T) * tokens / seconds, gib = peak_gib(g);
   const char *device = g->ctx.op->describe(g->ctx.dev);
   SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &gib, 1, MPI_DOUBLE, MPI_MAX, s->grid.world));
   sk_say("%s on %d rank%s (tp %d x cp %d x pp %d x dp %d), %s", b->model, b->ranks, b->ranks == 1 ? "" : "s",
@@ -89,8 +124,6 @@ static void report(sk_bench *b, state *s, double seconds) {
   sk_say("  %.1f ms per step of %lld x %lld tokens, %.1f tokens/s, %.4f model TFLOP/s, %.2f GiB\n",
          1e3 * seconds, (long long)c->train.global_batch, (long long)c->data.sequence, tokens / seconds, 1e-12 * flops,
          gib);
-  double gemm_pct = 100 * gemm_seconds / seconds;
-  if (b->op == &sk_cpu_ops) sk_say("  matrix products take %.0f %% of it (rank 0)\n", gemm_pct);
   json_t *o = sk_bench_result(b, "step", device);
   json_object_set_new(o, "model", json_string(b->model));
   json_object_set_new(o, "batch", json_integer(c->train.global_batch));
@@ -103,7 +136,9 @@ static void report(sk_bench *b, state *s, double seconds) {
   json_object_set_new(o, "step_ms", json_real(1e3 * seconds));
   json_object_set_new(o, "model_tflops", json_real(1e-12 * flops));
   json_object_set_new(o, "peak_gib", json_real(gib));
-  if (b->op == &sk_cpu_ops) json_object_set_new(o, "gemm_pct", json_real(gemm_pct));
+  double gemm_pct;
+  json_object_set_new(o, "ops", breakdown(b, s, seconds, &gemm_pct));
+  json_object_set_new(o, "gemm_pct", json_real(gemm_pct));
   if (!b->results) json_decref(o);
   sk_timer_print(&s->timer, s->grid.world);
 }
@@ -112,11 +147,9 @@ int sk_bench_step(sk_bench *b, sk_err *e) {
   const sk_config *c = b->cfg;
   state s = {0};
   int n[SK_NAXES];
-  sk_ops timed = sk_cpu_ops;
-  timed.gemm = timed_gemm;
   if (sk_layout_grid(c, b->ranks, n, e) != SK_OK) return e->code;
   sk_grid_create(&s.grid, b->comm, n);
-  if (sk_engine_open(&s.engine, c, b->op == &sk_cpu_ops ? &timed : b->op, b->comms, &s.grid, true, c->train.micro_batch, c->data.sequence,
+  if (sk_engine_open(&s.engine, c, b->op, b->comms, &s.grid, true, c->train.micro_batch, c->data.sequence,
                      c->data.sequence, e) == SK_OK) {
     random_tokens(&s, c);
     sk_engine_init(&s.engine);

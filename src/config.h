@@ -57,6 +57,7 @@ typedef struct sk_config {
     sk_data_entry *train, *valid;
     int64_t sequence;
     int documents;
+    double holdout; /* share of every training set that is kept for validation */
   } data;
   struct {
     int64_t steps, global_batch, micro_batch, eval_every, eval_batches; /* sequences; steps */
@@ -69,9 +70,11 @@ typedef struct sk_config {
     int n_groups;
     sk_param_group *groups;
   } optimizer;
-  struct { int64_t tp, cp, pp, virtual_stages; int schedule; } parallel; /* SK_SCHED_... (schedule.h) */
+  struct { int64_t tp, cp, pp, virtual_stages; int schedule, transport; } parallel; /* SK_SCHED_... (schedule.h),
+                                                     SK_TRANSPORT_... (transport.h) */
   struct { int64_t every, keep, keep_every; } checkpoint;
-  struct { int64_t every; } log;
+  struct { int64_t every; bool tensorboard; char *trace; } log;
+  struct { double step, other, straggler; int64_t replicas; } watch;
   char *resolved; /* canonical YAML of every key's value, data paths absolute; owned */
   char *hf_json;  /* HF config.json text as given (unknown keys kept), or NULL; owned */
 } sk_config;
@@ -88,7 +91,8 @@ void sk_config_free(sk_config *c);
  * names the text in messages. */
 int sk_config_from_hf(const char *json, const char *where, sk_config *c, sk_err *e);
 
-/* Not collective. A resolved deck (of a checkpoint) as a config. `where` names it in messages. */
+/* Not collective. A resolved deck (of a checkpoint) as a config; that of a converted model has a model section
+ * only, and other keys then have their defaults. `where` names it in messages. */
 int sk_config_from_resolved(const char *resolved, const char *where, sk_config *c, sk_err *e);
 
 /* Not collective. Lists what differs between two resolved decks and may not change on a restart

@@ -110,12 +110,15 @@ const sk_key sk_keys[] = {
     LIST("data.valid", "[]", 0, "validation data: [{path: v.h5, weight: 1}, ...]; none: no evaluation"),
     PATH("data.valid[].path", NULL, 0, ENTRY(path), "token file, relative to the deck"),
     FLOAT("data.valid[].weight", "1", "(0,inf)", 0, ENTRY(weight), "share of an evaluation"),
+    FLOAT("data.holdout", "0", "[0,0.5]", 0, AT(data.holdout),
+          "without data.valid: share of every training set, its end, that is kept for validation"),
     COUNT("data.sequence", "tokens", "2048", "[1,1073741824]", 0, AT(data.sequence),
           "length of a training sequence"),
     CHOICE("data.documents", "isolate", "isolate|concatenate", 0, AT(data.documents),
            "whether attention and SSM state cross the ends of documents"),
 
-    COUNT("train.steps", "steps", "1000", "[1,1000000000000]", RESTART, AT(train.steps), "total since step 0"),
+    COUNT("train.steps", "steps", "1000", "[0,1000000000000]", RESTART, AT(train.steps),
+          "total since step 0; 0 only saves the initial weights"),
     COUNT("train.global_batch", "sequences", "8", "[1,1073741824]", 0, AT(train.global_batch),
           "sequences in one step, over all ranks"),
     COUNT("train.micro_batch", "sequences", "1", "[1,1048576]", RESTART, AT(train.micro_batch),
@@ -161,8 +164,8 @@ const sk_key sk_keys[] = {
            "pipeline schedule"),
     INT("parallel.virtual_stages", "1", "[1,1024]", RESTART, AT(parallel.virtual_stages),
         "parts of the model per stage (interleaved: at least 2)"),
-    LATER("parallel.transport", SK_KEY_CHOICE, "auto", "auto|ipc|mpi|nccl", RESTART, NOWHERE,
-          "what carries the pipeline's messages"),
+    CHOICE("parallel.transport", "auto", "auto|ipc|mpi|nccl", RESTART, AT(parallel.transport),
+           "what carries messages between the pipeline's GPUs; auto: for each neighbour the fastest that works"),
 
     COUNT("checkpoint.every", "steps", "200", "[1,inf)", RESTART, AT(checkpoint.every),
           "steps between checkpoints; one more at the end and at a stop"),
@@ -175,9 +178,19 @@ const sk_key sk_keys[] = {
           "files that a checkpoint is split into"),
 
     COUNT("log.every", "steps", "1", "[1,inf)", RESTART, AT(log.every), "steps between lines"),
-    LATER("log.tensorboard", SK_KEY_BOOL, "false", NULL, RESTART, NOWHERE, "write an event file"),
+    BOOL("log.tensorboard", "false", RESTART, AT(log.tensorboard), "write event files for TensorBoard"),
     LATER("log.prometheus", SK_KEY_TEXT, "\"\"", NULL, RESTART, NOWHERE, "metrics file to keep fresh"),
-    LATER("log.trace", SK_KEY_TEXT, "\"\"", NULL, RESTART, NOWHERE, "file for a time line"),
+    TEXT("log.trace", "\"\"", RESTART, AT(log.trace),
+         "steps, as 10 or 10-12, whose time line goes to trace.json (Chrome's format)"),
+
+    FLOAT("watch.step", "10", "[0,inf)", RESTART, AT(watch.step),
+          "s; a rank that makes no progress for this long and 3 steps is named and the job ended; 0: no watchdog"),
+    FLOAT("watch.other", "1800", "[0,inf)", RESTART, AT(watch.other),
+          "s; the same where files are read or written, and before the second step; 0: no limit"),
+    COUNT("watch.replicas", "steps", "100", "[0,inf)", RESTART, AT(watch.replicas),
+          "steps between comparisons of the weights of data parallel ranks; 0: none"),
+    FLOAT("watch.straggler", "1.5", "[0,inf)", RESTART, AT(watch.straggler),
+          "a rank that computes for this many times the median of its peers is reported; 0: none"),
 };
 const int sk_n_keys = (int)(sizeof sk_keys / sizeof *sk_keys);
 

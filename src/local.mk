@@ -16,6 +16,7 @@ libsaker_a_SOURCES += \
   src/config_layers.c \
   src/config_list.c \
   src/config_value.c \
+  src/convert.c src/convert.h src/convert_from.c src/convert_to.c \
   src/ctx.h \
   src/data.c src/data.h \
   src/device.c src/device.h \
@@ -35,6 +36,7 @@ libsaker_a_SOURCES += \
   src/mamba_cp.c \
   src/model.c src/model.h \
   src/model_cfg.c \
+  src/op_trace.c src/op_trace.h \
   src/optim.c src/optim.h \
   src/param.c src/param.h \
   src/pipeline.c \
@@ -46,11 +48,16 @@ libsaker_a_SOURCES += \
   src/split.c src/split.h \
   src/stop.c src/stop.h \
   src/timer.c src/timer.h \
+  src/trace.c src/trace.h \
   src/train.c src/train.h \
   src/train_eval.c \
   src/train_save.c \
   src/train_setup.c \
-  src/verbs.c src/verbs.h
+  src/train_watch.c \
+  src/transport.c src/transport.h \
+  src/transport_link.h src/transport_open.c \
+  src/verbs.c src/verbs.h \
+  src/watch.c src/watch.h
 
 # Its header is made before it, also when a single program is asked for.
 src/bench.$(OBJEXT): commit.h

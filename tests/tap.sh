@@ -33,7 +33,7 @@ ranks() {
   local n=$1
   shift
   # shellcheck disable=SC2086 # MPIRUN may carry options
-  timeout -k 5 120 $MPIRUN -np "$n" "$SAKER" "$@" >log 2>&1
+  timeout -k 5 "${SAKER_SECONDS:-120}" $MPIRUN -np "$n" "$SAKER" "$@" >log 2>&1
 }
 
 # steps RUN: "step loss grad_norm lr" of every step, the last one where a step appears again.
