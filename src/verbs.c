@@ -186,7 +186,8 @@ const sk_verb sk_verbs[] = {
     {"bench", "bench ops|step -i DECK [options] | bench comm|io [options]", "measure ops, steps, exchanges, files",
      "  ops                 every op at the shapes of the deck's first layer, beside the machine's ceilings\n"
      "  step                whole training steps on random tokens; on any grid (mpirun -np N)\n"
-     "  comm                each exchange between ranks by size\n"
+     "  comm                each exchange between ranks by size, and each transport of the pipeline; on GPUs where\n"
+     "                      there are any (or -i DECK with run.device)\n"
      "  io                  parallel HDF5\n"
      "  -i DECK             model, batch, sequence and grid; no data is read (input/bench.yaml)\n"
      "  --set key=value     override a key of the deck; repeatable\n"
