@@ -16,12 +16,6 @@
 
 enum { PATH_CAP = 4096, LEFT_OVER_SECONDS = 3600 };
 
-void sk_ckpt_meta_free(sk_ckpt_meta *m) {
-  sk_free(m->deck);
-  sk_free(m->hf_json);
-  m->deck = m->hf_json = NULL;
-}
-
 static int rank_of(MPI_Comm comm) {
   int rank;
   MPI_Comm_rank(comm, &rank);
@@ -36,15 +30,14 @@ static int size_of(MPI_Comm comm) {
 
 /* ---- saving ---- */
 
-/* Rank 0: a fresh tmp folder; its path goes to every rank. */
-static int make_tmp(MPI_Comm comm, const char *run_dir, int64_t step, char tmp[PATH_CAP], sk_err *e) {
+/* Rank 0: a fresh tmp folder beside `final`; its path goes to every rank. */
+static int make_tmp(MPI_Comm comm, const char *final, char tmp[PATH_CAP], sk_err *e) {
   memset(tmp, 0, PATH_CAP);
   if (rank_of(comm) == 0) {
-    char *dir = sk_strf("%s/checkpoints", run_dir);
-    int n = snprintf(tmp, PATH_CAP, "%s/step-%08lld.tmp.%s-%ld", dir, (long long)step, sk_host(),
-                     (long)getpid());
+    char *dir = sk_fs_parent(final);
+    int n = snprintf(tmp, PATH_CAP, "%s.tmp.%s-%ld", final, sk_host(), (long)getpid());
     if (n >= PATH_CAP - 64)
-      sk_fail(e, SK_FAILED, "%s: the path is too long; choose a shorter run.dir", run_dir);
+      sk_fail(e, SK_FAILED, "%s: the path is too long; choose a shorter one", final);
     else if (sk_fs_mkdirs(dir, e) == SK_OK) {
       sk_fs_remove(tmp); // of an earlier attempt that failed
       if (mkdir(tmp, 0777) != 0) sk_fs_fail(e, tmp, "created", errno);
@@ -55,8 +48,29 @@ static int make_tmp(MPI_Comm comm, const char *run_dir, int64_t step, char tmp[P
   return e->code;
 }
 
-/* Every rank hashes what it wrote; rank 0 gets the list. */
-static void gather_slabs(MPI_Comm comm, int n_file, const sk_ckpt_file *file, sk_manifest *m) {
+typedef char hash_text[SK_HASH_HEX];
+
+/* A source that hashes what it hands on. */
+typedef struct hashing {
+  const sk_ckpt_file *file;
+  hash_text *hash; /* [n_slab] */
+} hashing;
+
+static void hash_slab(const sk_ckpt_file *file, int slab, const float *data, hash_text hash) {
+  const sk_slab *s = &file->slab[slab];
+  sk_hash_hex(data, (size_t)sk_slab_count(s, file->dset[s->dset].rank) * sizeof(float), hash);
+}
+
+static int fill_and_hash(void *arg, int slab, float *out, sk_err *e) {
+  hashing *h = arg;
+  if (h->file->source->fill(h->file->source->arg, slab, out, e) == SK_OK)
+    hash_slab(h->file, slab, out, h->hash[slab]);
+  return e->code;
+}
+
+/* Every rank hashes what it wrote (or has while it wrote); rank 0 gets the list. */
+static void gather_slabs(MPI_Comm comm, int n_file, const sk_ckpt_file *file, hash_text *const *hash,
+                         sk_manifest *m) {
   int n = 0, most = 0, size = size_of(comm);
   for (int k = 0; k < n_file; k++) most += file[k].n_slab;
   sk_manifest_slab *mine = sk_calloc((size_t)most, sizeof *mine);
@@ -71,7 +85,8 @@ static void gather_slabs(MPI_Comm comm, int n_file, const sk_ckpt_file *file, sk
       x->dset = s->dset;
       memcpy(x->start, s->start, (size_t)rank * sizeof *x->start);
       memcpy(x->count, s->count, (size_t)rank * sizeof *x->count);
-      sk_hash_hex(s->data, (size_t)count * sizeof(float), x->hash);
+      if (s->data) hash_slab(&file[k], i, s->data, x->hash);
+      else memcpy(x->hash, hash[k][i], SK_HASH_HEX);
     }
   int *counts = sk_calloc((size_t)size, sizeof *counts), *at = sk_calloc((size_t)size, sizeof *at);
   MPI_Datatype one;
@@ -153,30 +168,33 @@ static int publish(const char *tmp, const char *final, sk_err *e) {
   return e->code;
 }
 
-/* Rank 0: manifest, sync, rename, hint. */
-static void finish(const char *run_dir, const char *tmp, sk_manifest *m, sk_err *e) {
-  char *dir = sk_strf("%s/checkpoints", run_dir), *path = sk_strf("%s/manifest.json", tmp);
-  char *final = sk_strf("%s/step-%08lld", dir, (long long)m->meta.step);
+/* Rank 0: manifest, sync, rename. */
+static void finish(const char *final, const char *tmp, sk_manifest *m, sk_err *e) {
+  char *dir = sk_fs_parent(final), *path = sk_strf("%s/manifest.json", tmp);
   check_cover(m);
   char *text = sk_manifest_print(m, e);
   if (text && sk_fs_write(path, text, strlen(text), true, e) == SK_OK &&
       publish(tmp, final, e) == SK_OK) {
-    sk_err hint = {0};
-    char *name = sk_strf("step-%08lld\n", (long long)m->meta.step), *latest = sk_strf("%s/latest", dir);
-    if (sk_fs_sync(dir, &hint) != SK_OK || sk_fs_write(latest, name, strlen(name), true, &hint) != SK_OK)
-      sk_warn("the checkpoint is complete, but: %s", hint.msg);
-    sk_free(latest);
-    sk_free(name);
+    sk_err late = {0};
+    if (sk_fs_sync(dir, &late) != SK_OK) sk_warn("the checkpoint is complete, but: %s", late.msg);
   }
   sk_free(text);
-  sk_free(final);
   sk_free(path);
   sk_free(dir);
 }
 
-static void set_files(sk_manifest *m, int n_file, const sk_ckpt_file *file) {
-  SK_CHECK(n_file > 0 && n_file <= SK_CKPT_MAX_FILES, "%d files in a checkpoint", n_file);
-  m->n_file = n_file;
+/* Collective, for the names of the sides, which only rank 0 has. */
+static void set_files(MPI_Comm comm, sk_manifest *m, int n_file, const sk_ckpt_file *file) {
+  int n_side = m->meta.n_side;
+  SK_MPI(MPI_Bcast(&n_side, 1, MPI_INT, 0, comm));
+  SK_CHECK(n_file > 0 && n_side >= 0 && n_file + n_side <= SK_CKPT_MAX_FILES, "%d files in a checkpoint",
+           n_file + n_side);
+  m->n_file = n_file + n_side;
+  for (int k = 0; k < n_side; k++) {
+    char *name = m->file[n_file + k].name;
+    if (rank_of(comm) == 0) snprintf(name, sizeof m->file->name, "%s", m->meta.side[k].name);
+    SK_MPI(MPI_Bcast(name, (int)sizeof m->file->name, MPI_CHAR, 0, comm));
+  }
   for (int k = 0; k < n_file; k++) {
     sk_manifest_file *f = &m->file[k];
     snprintf(f->name, sizeof f->name, "%s", file[k].name);
@@ -185,33 +203,81 @@ static void set_files(sk_manifest *m, int n_file, const sk_ckpt_file *file) {
   }
 }
 
-int sk_ckpt_save(MPI_Comm comm, const char *run_dir, const sk_ckpt_meta *meta, int n_file,
-                 const sk_ckpt_file *file, int64_t *bytes, sk_err *e) {
-  char tmp[PATH_CAP], step[32];
-  int rank = rank_of(comm);
+/* Collective. The HDF5 files; hash[k]: where file k has a source, the hashes of its slabs (then owned). */
+static int write_files(MPI_Comm comm, const char *tmp, const sk_ckpt_meta *meta, int n_file,
+                       const sk_ckpt_file *file, hash_text **hash, sk_err *e) {
+  char step[32];
   const char *const attrs[] = {"format", "saker-checkpoint", "run_id", meta->run_id[0] ? meta->run_id : "-",
                                "step", step, NULL};
   snprintf(step, sizeof step, "%lld", (long long)meta->step);
-  if (make_tmp(comm, run_dir, meta->step, tmp, e) != SK_OK) return e->code;
-  sk_manifest *m = sk_calloc(1, sizeof *m);
-  m->meta = *meta;
-  set_files(m, n_file, file);
   for (int k = 0; k < n_file && !e->code; k++) {
     char *path = sk_strf("%s/%s", tmp, file[k].name);
-    sk_h5_write(comm, path, file[k].n_dset, file[k].dset, file[k].n_slab, file[k].slab, attrs, e);
+    hashing h = {.file = &file[k]};
+    sk_source source = {fill_and_hash, &h};
+    if (file[k].source) h.hash = hash[k] = sk_calloc((size_t)file[k].n_slab, sizeof *h.hash);
+    sk_h5_write(comm, path, file[k].n_dset, file[k].dset, file[k].n_slab, file[k].slab,
+                file[k].source ? &source : NULL, attrs, e);
     sk_free(path);
   }
-  if (!e->code) hash_files(comm, tmp, m, e);
+  return e->code;
+}
+
+/* Collective: the sides are rank 0's. */
+static int write_sides(MPI_Comm comm, const char *tmp, const sk_ckpt_meta *meta, sk_err *e) {
+  for (int k = 0; k < meta->n_side && !e->code && rank_of(comm) == 0; k++) {
+    char *path = sk_strf("%s/%s", tmp, meta->side[k].name);
+    sk_fs_write(path, meta->side[k].data, meta->side[k].size, true, e);
+    sk_free(path);
+  }
+  return sk_agree(comm, e);
+}
+
+static int save(MPI_Comm comm, const char *final, const sk_ckpt_meta *meta, int n_file, const sk_ckpt_file *file,
+                int64_t *bytes, sk_err *e) {
+  char tmp[PATH_CAP];
+  int rank = rank_of(comm);
+  hash_text *hash[SK_CKPT_MAX_FILES] = {0};
+  if (make_tmp(comm, final, tmp, e) != SK_OK) return e->code;
+  sk_manifest *m = sk_calloc(1, sizeof *m);
+  m->meta = *meta;
+  set_files(comm, m, n_file, file);
+  if (write_files(comm, tmp, meta, n_file, file, hash, e) == SK_OK && write_sides(comm, tmp, meta, e) == SK_OK)
+    hash_files(comm, tmp, m, e);
   if (!e->code) {
-    gather_slabs(comm, n_file, file, m);
-    if (rank == 0) finish(run_dir, tmp, m, e);
+    gather_slabs(comm, n_file, file, hash, m);
+    if (rank == 0) finish(final, tmp, m, e);
     sk_agree(comm, e);
   }
   if (e->code && rank == 0) sk_fs_remove(tmp);
+  for (int k = 0; k < n_file; k++) sk_free(hash[k]);
   if (bytes) *bytes = 0;
   for (int k = 0; bytes && !e->code && k < n_file; k++) *bytes += m->file[k].size;
   sk_free(m->slab);
   sk_free(m);
+  return e->code;
+}
+
+int sk_ckpt_save_as(MPI_Comm comm, const char *path, const sk_ckpt_meta *meta, int n_file, const sk_ckpt_file *file,
+                    int64_t *bytes, sk_err *e) {
+  struct stat st;
+  if (rank_of(comm) == 0 && lstat(path, &st) == 0) sk_fs_fail(e, path, "created", EEXIST);
+  return sk_agree(comm, e) == SK_OK ? save(comm, path, meta, n_file, file, bytes, e) : e->code;
+}
+
+int sk_ckpt_save(MPI_Comm comm, const char *run_dir, const sk_ckpt_meta *meta, int n_file,
+                 const sk_ckpt_file *file, int64_t *bytes, sk_err *e) {
+  char *name = sk_strf("step-%08lld", (long long)meta->step);
+  char *final = sk_strf("%s/checkpoints/%s", run_dir, name);
+  if (save(comm, final, meta, n_file, file, bytes, e) == SK_OK && rank_of(comm) == 0) {
+    sk_err late = {0};
+    char *latest = sk_strf("%s/checkpoints/latest", run_dir), *hint = sk_strf("%s\n", name);
+    if (sk_fs_write(latest, hint, strlen(hint), true, &late) != SK_OK)
+      sk_warn("the checkpoint is complete, but: %s", late.msg);
+    sk_free(latest);
+    sk_free(hint);
+  }
+  sk_free(final);
+  sk_free(name);
   return e->code;
 }
 
@@ -225,6 +291,7 @@ typedef struct summary {
   struct {
     char name[64], hash[SK_HASH_HEX];
     int64_t size;
+    bool side;
   } file[SK_CKPT_MAX_FILES];
 } summary;
 
@@ -257,6 +324,7 @@ static void read_summary(const char *path, summary *s, sk_ckpt_meta *meta, sk_er
       memcpy(s->file[k].name, m->file[k].name, sizeof s->file[k].name);
       memcpy(s->file[k].hash, m->file[k].hash, sizeof s->file[k].hash);
       s->file[k].size = m->file[k].size;
+      s->file[k].side = m->file[k].n_dset == 0;
       model |= strcmp(m->file[k].name, "model.h5") == 0;
     }
     if (!model) sk_fail(e, SK_FAILED, "%s/manifest.json: names no model.h5", path);
@@ -267,6 +335,16 @@ static void read_summary(const char *path, summary *s, sk_ckpt_meta *meta, sk_er
   }
   sk_manifest_free(m);
   sk_free(m);
+}
+
+/* Rank 0: the side files, whose hashes are known to be right. */
+static void read_sides(const char *path, const summary *s, sk_ckpt_meta *meta, sk_err *e) {
+  for (int k = 0; k < s->n_file && !e->code; k++) {
+    if (!s->file[k].side) continue;
+    char *name = sk_strf("%s/%s", path, s->file[k].name);
+    sk_ckpt_side_read(meta, name, s->file[k].name, e);
+    sk_free(name);
+  }
 }
 
 static void bcast_text(MPI_Comm comm, int64_t len, char **text) {
@@ -285,6 +363,8 @@ int sk_ckpt_open(MPI_Comm comm, const char *path, sk_ckpt_meta *meta, bool *has_
     if (rank != 0) {
       *meta = s->meta;
       meta->deck = meta->hf_json = NULL;
+      meta->side = NULL;
+      meta->n_side = 0;
     }
     bcast_text(comm, s->deck_len, &meta->deck);
     bcast_text(comm, s->hf_len, &meta->hf_json);
@@ -293,6 +373,7 @@ int sk_ckpt_open(MPI_Comm comm, const char *path, sk_ckpt_meta *meta, bool *has_
       check_file(file, s->file[k].size, s->file[k].hash, e);
       sk_free(file);
     }
+    if (sk_agree(comm, e) == SK_OK && rank == 0) read_sides(path, s, meta, e);
     sk_agree(comm, e);
   }
   if (has_optimizer) *has_optimizer = false;
@@ -469,7 +550,8 @@ void sk_ckpt_prune(MPI_Comm comm, const char *run_dir, int64_t keep, int64_t kee
 
 /* This rank's share of a file's slabs (every size-th), against their hashes. */
 static void verify_slabs(MPI_Comm comm, const char *path, const sk_manifest *m, int file, sk_err *e) {
-  int64_t f = sk_h5_open(path, e), rank = rank_of(comm), size = size_of(comm), cap = 0;
+  int64_t f = m->file[file].n_dset ? sk_h5_open(path, e) : -1; // a side file has no slabs
+  int64_t rank = rank_of(comm), size = size_of(comm), cap = 0;
   float *buf = NULL;
   for (int64_t i = rank; f >= 0 && i < m->n_slab && !e->code; i += size) {
     const sk_manifest_slab *x = &m->slab[i];

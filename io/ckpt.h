@@ -1,7 +1,7 @@
 /* ckpt.h: the files of a checkpoint: folder, manifest.json, hashes, publication, choice of the newest
  * whole one, pruning (design sections 2 and 8). Knows datasets and slabs, no model.
  *
- *   RUN/checkpoints/step-00001234/{model.h5, optimizer.h5, manifest.json}     whole
+ *   RUN/checkpoints/step-00001234/{model.h5, optimizer.h5, manifest.json}     whole, and side files
  *   RUN/checkpoints/step-00001234.tmp.HOST-PID/                               being written or left over
  *   RUN/checkpoints/step-00001234.old.HOST-PID/                               replaced a moment ago
  *   RUN/checkpoints/latest                                                    a hint, never trusted
@@ -14,6 +14,15 @@
 #define SK_CKPT_H
 #include "io/h5.h"
 
+/* A small file of another program that goes along with a model (tokenizer.json, generation_config.json). */
+typedef struct sk_ckpt_side {
+  char name[64]; /* plain */
+  char *data;
+  size_t size;
+} sk_ckpt_side;
+
+enum { SK_CKPT_MAX_SIDES = 16, SK_CKPT_MAX_SIDE_BYTES = 256 << 20 };
+
 typedef struct sk_ckpt_meta {
   char run_id[64];
   int64_t step;   /* optimizer steps done */
@@ -22,8 +31,19 @@ typedef struct sk_ckpt_meta {
   int64_t grid[4]; /* pp, dp, cp, tp of the writer */
   char *deck;      /* resolved deck; owned by the struct after a read */
   char *hf_json;   /* HF config.json text: the one given, or one made from the deck; owned likewise */
+  int n_side;          /* rank 0 only, 0 on the others */
+  sk_ckpt_side *side;  /* owned by the struct */
 } sk_ckpt_meta;
 void sk_ckpt_meta_free(sk_ckpt_meta *m);
+
+/* Not collective. Appends a copy of n bytes as a side file. */
+void sk_ckpt_side_add(sk_ckpt_meta *m, const char *name, const void *data, size_t n);
+/* Not collective. Reads a file (at most SK_CKPT_MAX_SIDE_BYTES) as the side file `name`. */
+int sk_ckpt_side_read(sk_ckpt_meta *m, const char *path, const char *name, sk_err *e);
+/* Not collective. The side file of that name, or NULL. */
+const sk_ckpt_side *sk_ckpt_side_find(const sk_ckpt_meta *m, const char *name);
+/* Moves the side files of one checkpoint to another. */
+void sk_ckpt_sides_move(sk_ckpt_meta *to, sk_ckpt_meta *from);
 
 /* One HDF5 file of a checkpoint, by the parts of this rank. */
 typedef struct sk_ckpt_file {
@@ -31,6 +51,7 @@ typedef struct sk_ckpt_file {
   int n_dset, n_slab;
   const sk_dset *dset; /* the same on every rank */
   const sk_slab *slab; /* this rank's */
+  const sk_source *source; /* when saving: of slabs without data, else NULL */
 } sk_ckpt_file;
 
 /* Collective. Writes the files into a fresh tmp folder, hashes every slab (XXH3-128 by its writer) and
@@ -40,6 +61,10 @@ typedef struct sk_ckpt_file {
  * else has changed, and *e names the file. bytes (may be NULL): total written. */
 int sk_ckpt_save(MPI_Comm comm, const char *run_dir, const sk_ckpt_meta *meta, int n_file,
                  const sk_ckpt_file *file, int64_t *bytes, sk_err *e);
+
+/* Collective. The same as a folder `path` anywhere, which must not exist (parents are created); no hint. */
+int sk_ckpt_save_as(MPI_Comm comm, const char *path, const sk_ckpt_meta *meta, int n_file, const sk_ckpt_file *file,
+                    int64_t *bytes, sk_err *e);
 
 /* Collective. Checks that folder `path` is a whole checkpoint: manifest's own hash, versions, every
  * file's size and XXH3-128 (files spread over the ranks), before HDF5 opens anything; then fills in

@@ -291,14 +291,13 @@ static void move_piece(const mover *m, const hsize_t *start, const hsize_t *coun
 
 /* Cuts a slab into pieces that are contiguous in memory: one index of the axes before `axis`, `step`
  * indices of `axis`, all of those after it. */
-static void move_slab(const mover *m, const sk_dset *d, const sk_slab *s, sk_err *e) {
+static void move_slab(const mover *m, const sk_dset *d, const sk_slab *s, float *data, sk_err *e) {
   int64_t total = sk_slab_count(s, d->rank), inner = 1, outer = 1;
   if (total == 0) return;
   int axis = d->rank - 1;
   while (axis > 0 && inner * s->count[axis] <= PIECE) inner *= s->count[axis--];
   for (int i = 0; i < axis; i++) outer *= s->count[i];
   int64_t step = PIECE / inner;
-  float *data = s->data;
   for (int64_t o = 0; o < outer; o++) {
     hsize_t start[SK_MAX_DIMS], count[SK_MAX_DIMS];
     int64_t rest = o;
@@ -320,10 +319,22 @@ static void move_slab(const mover *m, const sk_dset *d, const sk_slab *s, sk_err
   }
 }
 
+/* Room for the largest slab that has no data of its own; NULL without a source. */
+static float *make_buffer(int n, const sk_slab *slab, const sk_dset *dset, const sk_source *source) {
+  int64_t most = 0;
+  for (int i = 0; i < n; i++) {
+    int64_t count = slab[i].data ? 0 : sk_slab_count(&slab[i], dset[slab[i].dset].rank);
+    if (count > most) most = count;
+  }
+  SK_CHECK(source || most == 0, "slabs without data and without a source");
+  return source ? sk_malloc((size_t)most * sizeof(float)) : NULL;
+}
+
 /* All of this rank's slabs. Opening a dataset is collective on a shared file, so every rank opens every
  * one, whatever has gone wrong on it before. */
 static void move_all(hid_t file, const char *path, bool write, int n_dset, const sk_dset *dset,
-                     int n_slab, const sk_slab *slab, sk_err *e) {
+                     int n_slab, const sk_slab *slab, const sk_source *source, sk_err *e) {
+  float *buf = make_buffer(n_slab, slab, dset, source);
   int *first = sk_malloc((size_t)n_dset * sizeof *first), *next = sk_malloc((size_t)n_slab * sizeof *next);
   for (int i = 0; i < n_dset; i++) first[i] = -1;
   for (int i = n_slab - 1; i >= 0; i--) {
@@ -343,10 +354,14 @@ static void move_all(hid_t file, const char *path, bool write, int n_dset, const
       continue;
     }
     mover m = {d, H5Dget_space(d), write, path, dset[i].name};
-    for (int k = first[i]; k >= 0 && !e->code; k = next[k]) move_slab(&m, &dset[i], &slab[k], e);
+    for (int k = first[i]; k >= 0 && !e->code; k = next[k]) {
+      float *data = slab[k].data ? slab[k].data : buf;
+      if (slab[k].data || source->fill(source->arg, k, buf, e) == SK_OK) move_slab(&m, &dset[i], &slab[k], data, e);
+    }
     H5Sclose(m.space);
     H5Dclose(d);
   }
+  sk_free(buf);
   sk_free(first);
   sk_free(next);
 }
@@ -404,14 +419,14 @@ static void create_file(const char *path, int n, const sk_dset *dset, const char
 }
 
 int sk_h5_write(MPI_Comm comm, const char *path, int n_dset, const sk_dset *dset, int n_slab,
-                const sk_slab *slab, const char *const *attrs, sk_err *e) {
+                const sk_slab *slab, const sk_source *source, const char *const *attrs, sk_err *e) {
   int rank;
   MPI_Comm_rank(comm, &rank);
   if (rank == 0) create_file(path, n_dset, dset, attrs, e);
   if (sk_agree(comm, e) == SK_OK) {
     hid_t f = sk_h5_open_shared(comm, path, true, e);
     if (f >= 0) {
-      move_all(f, path, true, n_dset, dset, n_slab, slab, e);
+      move_all(f, path, true, n_dset, dset, n_slab, slab, source, e);
       sk_h5_close_shared(comm, f, path, true, e);
     }
   }
@@ -434,7 +449,7 @@ int sk_h5_read(MPI_Comm comm, const char *path, int n_dset, const sk_dset *dset,
   if (sk_agree(comm, e) != SK_OK) return e->code;
   hid_t f = sk_h5_open_shared(comm, path, false, e);
   if (f < 0) return e->code;
-  move_all(f, path, false, n_dset, dset, n_slab, slab, e);
+  move_all(f, path, false, n_dset, dset, n_slab, slab, NULL, e);
   return sk_h5_close_shared(comm, f, path, false, e);
 }
 
@@ -442,7 +457,7 @@ int sk_h5_read_slab(int64_t file, const char *path, const sk_dset *dset, const s
   hid_t d = open_float(file, path, dset, e);
   if (d < 0) return e->code;
   mover m = {d, H5Dget_space(d), false, path, dset->name};
-  move_slab(&m, dset, slab, e);
+  move_slab(&m, dset, slab, slab->data, e);
   H5Sclose(m.space);
   H5Dclose(d);
   return e->code;

@@ -75,6 +75,11 @@ static void cpu_free(sk_device *d, void *p) {
   free(p);
 }
 
+static size_t cpu_used(sk_device *d) {
+  (void)d;
+  return 0;
+}
+
 // ---- streams and events: everything is done when an op returns ----
 
 static sk_stream *cpu_stream_create(sk_device *d) {
@@ -103,13 +108,17 @@ static void cpu_event_destroy(sk_event *ev) {
 }
 
 static void cpu_record(sk_event *ev, sk_stream *s) {
-  (void)ev;
   (void)s;
+  ev->at = sk_now();
 }
 
 static void cpu_wait(sk_stream *s, sk_event *ev) {
   (void)s;
   (void)ev;
+}
+
+static double cpu_elapsed(sk_event *from, sk_event *to) {
+  return to->at - from->at;
 }
 
 void *sk_cpu_scratch(sk_stream *s, size_t bytes) {
@@ -251,6 +260,7 @@ const sk_ops sk_cpu_ops = {
     .act = cpu_act,
     .alloc = cpu_alloc,
     .free = cpu_free,
+    .used = cpu_used,
     .stream_create = cpu_stream_create,
     .copy_stream_create = cpu_stream_create,
     .stream_destroy = cpu_stream_destroy,
@@ -259,6 +269,7 @@ const sk_ops sk_cpu_ops = {
     .event_destroy = cpu_event_destroy,
     .record = cpu_record,
     .wait = cpu_wait,
+    .elapsed = cpu_elapsed,
     .copy = cpu_copy,
     .copy2d = cpu_copy2d,
     .to_host = cpu_copy,

@@ -160,6 +160,13 @@ static void cuda_free(sk_device *d, void *p) {
   SK_CUDA(cudaFree(p));
 }
 
+static size_t cuda_used(sk_device *d) {
+  size_t left, all;
+  (void)d;
+  SK_CUDA(cudaMemGetInfo(&left, &all));
+  return all - left;
+}
+
 // ---- streams and events ----
 
 static void *must_alloc(size_t bytes) {
@@ -207,7 +214,7 @@ static void cuda_sync(sk_stream *s) {
 static sk_event *cuda_event_create(sk_device *d) {
   (void)d;
   sk_event *ev = sk_calloc(1, sizeof *ev);
-  SK_CUDA(cudaEventCreateWithFlags(&ev->event, cudaEventDisableTiming));
+  SK_CUDA(cudaEventCreate(&ev->event));
   return ev;
 }
 
@@ -222,6 +229,13 @@ static void cuda_record(sk_event *ev, sk_stream *s) {
 }
 static void cuda_wait(sk_stream *s, sk_event *ev) {
   SK_CUDA(cudaStreamWaitEvent(s->stream, ev->event, 0));
+}
+
+static double cuda_elapsed(sk_event *from, sk_event *to) {
+  float ms;
+  SK_CUDA(cudaEventSynchronize(to->event));
+  SK_CUDA(cudaEventElapsedTime(&ms, from->event, to->event));
+  return 1e-3 * (double)ms;
 }
 
 cudaStream_t sk_cuda_stream(sk_stream *s) {
@@ -328,6 +342,7 @@ static const sk_ops ops = {
     .act = cuda_act,
     .alloc = cuda_alloc,
     .free = cuda_free,
+    .used = cuda_used,
     .stream_create = cuda_stream_create,
     .copy_stream_create = cuda_copy_stream_create,
     .stream_destroy = cuda_stream_destroy,
@@ -336,6 +351,7 @@ static const sk_ops ops = {
     .event_destroy = cuda_event_destroy,
     .record = cuda_record,
     .wait = cuda_wait,
+    .elapsed = cuda_elapsed,
     .copy = cuda_copy,
     .copy2d = cuda_copy2d,
     .to_host = cuda_to_host,

@@ -115,10 +115,10 @@ void sk_cuda_gate_grad_stats(sk_stream *s, const sk_gate_dims *dims, float *dots
                              const void *y, const void *z, const void *w);
 
 /* cuda_loss.cu: loss and optimizer */
-void sk_cuda_xent_stats(sk_stream *s, float *stats, const float *logits, const int32_t *label,
-                        int64_t n, int64_t v0, int64_t nv);
+void sk_cuda_xent_stats(sk_stream *s, float *stats, const float *logits, int64_t ld,
+                        const int32_t *label, int64_t n, int64_t v0, int64_t nv);
 void sk_cuda_xent_merge(sk_stream *s, float *stats, const float *part, int64_t parts, int64_t n);
-void sk_cuda_xent_grad(sk_stream *s, float *loss, void *dlogits, const float *logits,
+void sk_cuda_xent_grad(sk_stream *s, float *loss, void *dlogits, const float *logits, int64_t ld,
                        const float *stats, const int32_t *label, double scale, int64_t n,
                        int64_t v0, int64_t nv);
 void sk_cuda_sum(sk_stream *s, double *sum, const float *x, int64_t n);

@@ -97,6 +97,9 @@ typedef struct sk_ops {
   /* Device memory, 256-byte aligned, contents undefined; NULL when there is not enough. */
   void *(*alloc)(sk_device *, size_t bytes);
   void (*free)(sk_device *, void *);
+  /* Bytes of the device's memory that are taken, by all that run on it; 0 on the CPU, whose memory is
+   * the process's. */
+  size_t (*used)(sk_device *);
   sk_stream *(*stream_create)(sk_device *);
   /* A stream for copies and events alone: it has no scratch for other ops. */
   sk_stream *(*copy_stream_create)(sk_device *);
@@ -106,6 +109,8 @@ typedef struct sk_ops {
   void (*event_destroy)(sk_event *);
   void (*record)(sk_event *, sk_stream *);
   void (*wait)(sk_stream *, sk_event *); /* later work in the stream waits for the event */
+  /* Seconds between two marks that were made; waits for the second. */
+  double (*elapsed)(sk_event *from, sk_event *to);
   /* Host memory is plain. to_host returns when the data is there. from_host returns when the host's
    * memory may be used again; work enqueued later finds the data. */
   void (*copy)(sk_stream *, void *dst, const void *src, size_t bytes); /* device to device */
@@ -247,23 +252,26 @@ typedef struct sk_ops {
   /* S[i,:] = keep[i] * S[i,:] + F[i,:], i < rows. fp32. */
   void (*fade_add)(sk_stream *, float *S, const float *keep, const float *F, int64_t rows, int64_t cols);
 
-  /* ---- loss over one slice of n tokens (2.6); logits fp32 [n, nv] for vocabulary v0 .. v0+nv-1 ---- */
+  /* ---- loss over one slice of n tokens (2.6); logits fp32 [n, nv] for vocabulary v0 .. v0+nv-1, in rows
+   * of stride ld ---- */
   /* stats[3][n]: max, sum of exp(logit - max), the label's logit (0 when it is not here). label < 0:
    * token not counted. */
-  void (*xent_stats)(sk_stream *, float *stats, const float *logits, const int32_t *label, int64_t n,
-                     int64_t v0, int64_t nv);
+  void (*xent_stats)(sk_stream *, float *stats, const float *logits, int64_t ld, const int32_t *label,
+                     int64_t n, int64_t v0, int64_t nv);
   /* Statistics over the whole vocabulary from those of its `parts` parts, part[parts][3][n]. */
   void (*xent_merge)(sk_stream *, float *stats, const float *part, int64_t parts, int64_t n);
   /* From statistics over the whole vocabulary: loss[n] = log(sum) + max - label's logit (0 when not
-   * counted) and dlogits = scale * (softmax - onehot), act (may be the same memory as logits when
-   * act is fp32; NULL: loss only). */
-  void (*xent_grad)(sk_stream *, float *loss, void *dlogits, const float *logits, const float *stats,
-                    const int32_t *label, double scale, int64_t n, int64_t v0, int64_t nv);
+   * counted) and dlogits = scale * (softmax - onehot), act, rows of stride ld (may be the same
+   * memory as logits when act is fp32; NULL: loss only). */
+  void (*xent_grad)(sk_stream *, float *loss, void *dlogits, const float *logits, int64_t ld,
+                    const float *stats, const int32_t *label, double scale, int64_t n, int64_t v0,
+                    int64_t nv);
   /* *sum += x[0] + ... + x[n-1] in index order (double, on the device). */
   void (*sum)(sk_stream *, double *sum, const float *x, int64_t n);
 
   /* ---- optimizer, fp32 ---- */
-  /* out[i] = sum of squares of x[off[i] .. off[i+1]-1] in double; off: host array of nblk+1. */
+  /* out[i] = sum of squares of x[off[i] .. off[i+1]-1] in double; off: host array of nblk+1. Zeros at
+   * the end of a block change no bit: how much padding follows a parameter depends on pp. */
   void (*sqnorm)(sk_stream *, double *out, const float *x, const int64_t *off, int64_t nblk);
   /* AdamW with decoupled weight decay (6.2) on n elements; w: act copy of p, or NULL when act is fp32
    * and p is the weight itself. */

@@ -63,6 +63,14 @@ static size_t plan_ssd_grad_ws(sk_dtype act, const sk_ssd_dims *dims) {
 
 static void plan_free(sk_device *d, void *p) {}
 
+static size_t plan_used(sk_device *d) {
+  return 0;
+}
+
+static double plan_elapsed(sk_event *from, sk_event *to) {
+  return 0;
+}
+
 static void plan_stream_destroy(sk_stream *s) {}
 
 static void plan_sync(sk_stream *s) {}
@@ -211,12 +219,12 @@ static void plan_fade_add(sk_stream *s, float *S, const float *keep, const float
 static void plan_xent_merge(sk_stream *s, float *stats, const float *part, int64_t parts,
                             int64_t n) {}
 
-static void plan_xent_stats(sk_stream *s, float *stats, const float *logits, const int32_t *label,
-                            int64_t n, int64_t v0, int64_t nv) {}
+static void plan_xent_stats(sk_stream *s, float *stats, const float *logits, int64_t ld,
+                            const int32_t *label, int64_t n, int64_t v0, int64_t nv) {}
 
 static void plan_xent_grad(sk_stream *s, float *loss, void *dlogits, const float *logits,
-                           const float *stats, const int32_t *label, double scale, int64_t n,
-                           int64_t v0, int64_t nv) {}
+                           int64_t ld, const float *stats, const int32_t *label, double scale,
+                           int64_t n, int64_t v0, int64_t nv) {}
 
 static void plan_sum(sk_stream *s, double *sum, const float *x, int64_t n) {}
 
@@ -235,6 +243,7 @@ const sk_ops sk_plan_ops = {
     .act = plan_act,
     .alloc = plan_alloc,
     .free = plan_free,
+    .used = plan_used,
     .stream_create = plan_stream_create,
     .copy_stream_create = plan_stream_create,
     .stream_destroy = plan_stream_destroy,
@@ -243,6 +252,7 @@ const sk_ops sk_plan_ops = {
     .event_destroy = plan_event_destroy,
     .record = plan_record,
     .wait = plan_wait,
+    .elapsed = plan_elapsed,
     .copy = plan_copy,
     .copy2d = plan_copy2d,
     .to_host = plan_to_host,

@@ -164,7 +164,7 @@ int sk_bench_io(sk_bench *b, const char *folder, sk_err *e) {
       MPI_Barrier(b->comm);
       double begin = sk_now();
       if (read) sk_h5_read(b->comm, path, 1, &d, 1, &s, e);
-      else sk_h5_write(b->comm, path, 1, &d, 1, &s, NULL, e);
+      else sk_h5_write(b->comm, path, 1, &d, 1, &s, NULL, NULL, e);
       double t = sk_now() - begin;
       SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &t, 1, MPI_DOUBLE, MPI_MAX, b->comm));
       if (t < seconds[read]) seconds[read] = t;

@@ -21,10 +21,16 @@ static int open_data(MPI_Comm comm, sk_train *t, sk_err *e) {
 
 static int check_init(MPI_Comm comm, const char *init, sk_err *e) {
   sk_ckpt_meta from = {0};
-  bool optimizer;
-  if (init) sk_ckpt_open(comm, init, &from, &optimizer, e);
+  if (init) sk_ckpt_open(comm, init, &from, NULL, e);
   sk_ckpt_meta_free(&from);
   return e->code;
+}
+
+/* What goes along with the weights: config.json as far as the deck names none, the tokenizer's files. */
+static void inherit(sk_train *t, sk_ckpt_meta *from) {
+  t->meta.hf_json = from->hf_json;
+  from->hf_json = NULL;
+  sk_ckpt_sides_move(&t->meta, from);
 }
 
 static int report_only(MPI_Comm comm, sk_train *t, int ranks, const sk_ops *op, sk_err *e) {
@@ -75,6 +81,7 @@ static int check_restart(sk_train *t, const char *path, bool *weights_only, sk_e
     t->meta.tokens = old.tokens;
     t->meta.cursor = old.cursor;
   }
+  inherit(t, &old);
   sk_ckpt_meta_free(&old);
   return sk_agree(t->grid.world, e);
 }
@@ -153,7 +160,10 @@ static int fill_weights(sk_train *t, const char *path, bool weights_only, sk_err
     sk_engine_init(&t->engine);
     return SK_OK;
   }
-  if (!path[0] && check_init(t->grid.world, init, e) != SK_OK) return e->code;
+  sk_ckpt_meta from = {0};
+  if (!path[0] && sk_ckpt_open(t->grid.world, init, &from, NULL, e) != SK_OK) return e->code;
+  if (!path[0]) inherit(t, &from);
+  sk_ckpt_meta_free(&from);
   bool only = !path[0] || weights_only;
   if (only) sk_optim_reset(&t->engine.opt, &t->engine.ctx);
   return sk_checkpoint_load(t->grid.world, &t->engine, path[0] ? path : init, only, e);
@@ -175,7 +185,9 @@ static int open_run(sk_train *t, const sk_ops *op, sk_err *e) {
   t->saved_step = path[0] && !weights_only ? t->meta.step : -1;
   if (t->saved_step >= 0) snprintf(t->saved_path, sizeof t->saved_path, "%s", path);
   t->meta.deck = sk_strdup(c->resolved);
-  t->meta.hf_json = sk_hf_json(c);
+  char *base = t->meta.hf_json;
+  t->meta.hf_json = sk_hf_json(c, c->hf_json ? c->hf_json : base);
+  sk_free(base);
   for (int a = 0; a < SK_NAXES; a++) t->meta.grid[a] = t->grid.n[a];
   t->local = c->train.global_batch / t->grid.n[SK_DP];
   t->ids = sk_calloc((size_t)(t->local * T), sizeof *t->ids);

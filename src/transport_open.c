@@ -84,8 +84,8 @@ static bool try_ipc(sk_group *g, link *l, sk_err *e) {
 
 // ---- nccl ----
 
-// Opening and closing a pair waits for its other end, so every rank takes its pairs in one order of
-// all: those between an even rank and the next first, then those of an odd one.
+// Whatever is done with a pair waits for its other end, so every rank takes its pairs in one order
+// of all: those between an even rank and the next first, then those of an odd one.
 typedef void (*with_pair)(sk_group *g, link *l, int from, int to, sk_err *e);
 static void each_pair(sk_group *g, with_pair call, sk_err *e) {
   for (int odd = 0; odd < 2; odd++)
@@ -113,20 +113,15 @@ static void close_pair(sk_group *g, link *l, int from, int to, sk_err *e) {
   *p = NULL;
 }
 
-// Every link that is to be NCCL's is, or mpi.
-static void try_nccl(sk_group *g, sk_err *e) {
-  each_pair(g, open_pair, e);
-  for (int i = 0; i < g->n_links; i++) {
-    link *l = &g->link[i];
-    sk_err failed = {0};
-    if (l->how != SK_TRANSPORT_NCCL) continue;
-    if (!l->to || !l->from) failed.code = SK_FAILED;
-    if (both(g, l, &failed)) continue;
-    sk_nccl_pair_close(l->to, false);
-    sk_nccl_pair_close(l->from, false);
-    l->to = l->from = NULL;
-    l->how = SK_TRANSPORT_MPI;
-  }
+// The link is NCCL's where both ends have both pairs, else mpi.
+static void settle(sk_group *g, link *l, int from, int to, sk_err *e) {
+  sk_err failed = {.code = l->to && l->from ? SK_OK : SK_FAILED};
+  (void)from, (void)to, (void)e;
+  if (both(g, l, &failed)) return;
+  sk_nccl_pair_close(l->to, false);
+  sk_nccl_pair_close(l->from, false);
+  l->to = l->from = NULL;
+  l->how = SK_TRANSPORT_MPI;
 }
 
 // ---- choosing ----
@@ -185,7 +180,8 @@ static void choose(sk_group *g, MPI_Comm comm, int wanted, sk_err *e) {
       if (g->link[i].how != SK_TRANSPORT_IPC) refuse(g, &g->link[i], wanted, &why[i], e);
     return;
   }
-  try_nccl(g, &nccl);
+  each_pair(g, open_pair, &nccl);
+  each_pair(g, settle, NULL);
   for (int i = 0; i < g->n_links && !e->code; i++) {
     if (g->link[i].how != SK_TRANSPORT_MPI || wanted == SK_TRANSPORT_MPI) continue;
     if (wanted == SK_TRANSPORT_NCCL) refuse(g, &g->link[i], wanted, &nccl, e);
