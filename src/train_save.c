@@ -31,8 +31,6 @@ int sk_train_save(sk_train *t, bool last, sk_err *e) {
              (long long)t->meta.step);
     note(t, bytes);
     sk_run_status(t->run, "running", t->meta.step, t->cfg.train.steps, t->saved_path, "");
-    sk_ckpt_prune(t->grid.world, sk_run_path(t->run), t->cfg.checkpoint.keep,
-                  t->cfg.checkpoint.keep_every);
   } else if (last || ++t->failed_saves == 3) {
     sk_fail(e, SK_FAILED, "%s\n%s; the latest whole checkpoint is %s.", mine.msg,
             last ? "The run ends here without a checkpoint of this step"
