@@ -14,12 +14,17 @@
 #define SK_CKPT_H
 #include "io/h5.h"
 
+enum { SK_CKPT_RECENT = 64 };
+
 typedef struct sk_ckpt_meta {
   char run_id[64];
   int64_t step;   /* optimizer steps done */
   int64_t tokens; /* tokens trained on so far */
   int64_t cursor; /* samples consumed: where the data stream continues */
   int64_t grid[4]; /* pp, dp, cp, tp of the writer */
+  int64_t skipped, reruns, rollbacks; /* of the run so far: what train.on_nan has done */
+  int n_recent;    /* losses of the last updates, the latest last: what a spike is measured by */
+  double recent[SK_CKPT_RECENT];
   char *deck;      /* resolved deck; owned by the struct after a read */
   char *hf_json;   /* HF config.json text: the one given, or one made from the deck; owned likewise */
 } sk_ckpt_meta;

@@ -121,7 +121,7 @@ int sk_saver_open(MPI_Comm comm, sk_engine *g, const char *run_dir, const char *
   s->host = op->host_alloc(g->ctx.dev, bytes);
   if (!s->host)
     sk_fail(e, SK_FAILED, "out of host memory on rank %d, %s: %s for a copy of weights and optimizer state; use more "
-            "ranks or nodes", sk_base_rank(), sk_host(), sk_bytes((double)bytes));
+            "ranks or nodes, or checkpoint.async: false, which takes it only while it saves", sk_base_rank(), sk_host(), sk_bytes((double)bytes));
   if (sk_agree(comm, e) == SK_OK) {
     memset(s->host, 0, bytes); // now, not in the first save
     cut_files(s, k);

@@ -47,6 +47,7 @@ libsaker_a_SOURCES += \
   src/train_eval.c \
   src/train_save.c \
   src/train_setup.c \
+  src/train_trouble.c \
   src/verbs.c src/verbs.h
 
 # Its header is made before it, also when a single program is asked for.

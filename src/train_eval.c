@@ -50,6 +50,7 @@ int sk_train_eval(sk_train *t, sk_err *e) {
     sk_metric_int(t->run, "tokens", (int64_t)tokens);
     sk_metric_end(t->run);
   }
+  t->eval_seconds = sk_now() - begin;
   sk_timer_end(&t->timer);
   return e->code;
 }
