@@ -18,6 +18,7 @@ check_PROGRAMS += \
   tests/ops_mamba.1 \
   tests/parity.8 \
   tests/plan.8 \
+  tests/policy.2 \
   tests/reshard.8 \
   tests/rundir.1 tests/rundir.2 \
   tests/schedule.1 \
@@ -54,6 +55,8 @@ tests_ops_mamba_1_SOURCES = tests/ops_mamba.c tests/ops_check.h tests/ref_mamba.
 tests_parity_8_SOURCES = tests/parity.c tests/parity.h tests/parity_cases.c tests/parity_run.c \
   tests/on_grid.h tests/small_model.h tests/tap.h
 tests_plan_8_SOURCES = tests/plan.c tests/on_grid.h tests/small_model.h tests/tap.h
+tests_policy_2_SOURCES = tests/policy.c tests/tap.h
+tests_policy_2_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=sk_engine_step -Wl,--wrap=sk_engine_take_loss
 tests_reshard_8_SOURCES = tests/reshard.c tests/on_grid.h tests/small_model.h tests/tap.h
 tests_rundir_1_SOURCES = tests/rundir.c tests/tap.h
 tests_rundir_2_SOURCES = $(tests_rundir_1_SOURCES)
@@ -63,7 +66,7 @@ tests_tokens_1_SOURCES = tests/tokens.c tests/tap.h
 tests_tokens_2_SOURCES = $(tests_tokens_1_SOURCES)
 tests_tokens_4_SOURCES = $(tests_tokens_1_SOURCES)
 
-dist_check_SCRIPTS = tests/cli.sh tests/layering.sh tests/regrid.sh tests/slurm.sh tests/slurm2.sh \
+dist_check_SCRIPTS = tests/async.sh tests/cli.sh tests/layering.sh tests/regrid.sh tests/slurm.sh tests/slurm2.sh \
   tests/train.sh tests/trouble.sh
 TESTS += tests/golden.1 $(check_PROGRAMS) $(dist_check_SCRIPTS)
 EXTRA_DIST += tests/count.sh tests/mini-slurm.sh tests/mpirun.sh tests/quickstart.sh \
@@ -80,7 +83,7 @@ AM_TESTS_ENVIRONMENT = \
   SAKER_SRCDIR='$(abs_srcdir)'; export SAKER_SRCDIR; \
   SAKER_BUILDDIR='$(abs_builddir)'; export SAKER_BUILDDIR; \
   MPIRUN='$(MPIRUN)'; export MPIRUN;
-tests/cli.log tests/regrid.log tests/slurm.log tests/slurm2.log tests/train.log tests/trouble.log: saker$(EXEEXT)
+tests/async.log tests/cli.log tests/regrid.log tests/slurm.log tests/slurm2.log tests/train.log tests/trouble.log: saker$(EXEEXT)
 # One Slurm at a time.
 tests/slurm2.log: tests/slurm.log
 
