@@ -275,6 +275,15 @@ static int publish(const char *tmp, const char *final, sk_err *e) {
   return e->code;
 }
 
+/* The manifest is on the disk as it should be. */
+static int check_manifest(const char *path, const char *text, sk_err *e) {
+  sk_hash_text want, have;
+  sk_hash_hex(text, strlen(text), want);
+  if (sk_fs_hash(path, have, e) == SK_OK && strcmp(want, have) != 0)
+    sk_fail(e, SK_FAILED, "%s: does not hold what was written: the disk, the file system or the memory is at fault", path);
+  return e->code;
+}
+
 /* Manifest, sync, rename, hint; then older ones may go. */
 static void publish_work(sk_ckpt_job *j) {
   if (j->rank != 0) return;
@@ -283,7 +292,7 @@ static void publish_work(sk_ckpt_job *j) {
   check_cover(j->m);
   char *text = sk_manifest_print(j->m, &j->err);
   if (text && sk_fs_write(path, text, strlen(text), true, &j->err) == SK_OK &&
-      publish(j->tmp, final, &j->err) == SK_OK) {
+      check_manifest(path, text, &j->err) == SK_OK && publish(j->tmp, final, &j->err) == SK_OK) {
     sk_fs_sync(j->dir, &j->late);
     sk_fs_write(latest, hint, strlen(hint), true, &j->late);
     if (j->keep > 0 && !j->late.code) sk_ckpt_prune(j->run_dir, j->keep, j->keep_every);

@@ -81,6 +81,11 @@ static void check_slab(const sk_dset *d, const sk_slab *s) {
              "a slab leaves dataset %s", d->name);
 }
 
+static int lied(const writer *w, const char *where, sk_err *e) {
+  return sk_fail(e, SK_FAILED, "%s: does not hold what was written at %s: the disk, the file system or the memory is at "
+                 "fault", w->path, where);
+}
+
 /* Writes the slabs (then hash[] gets their hashes) or reads them back and compares. */
 static void do_slabs(const writer *w, const sk_ckpt_file *f, const sk_h5_form *form, bool back, sk_hash_text *hash,
                      sk_err *e) {
@@ -91,9 +96,7 @@ static void do_slabs(const writer *w, const sk_ckpt_file *f, const sk_h5_form *f
     check_slab(d, s);
     if (sk_slab_count(s, d->rank) == 0) continue;
     do_slab(w, d, s, form->offset[s->dset], back, back ? read : hash[i], e);
-    if (back && !e->code && strcmp(read, hash[i]) != 0)
-      sk_fail(e, SK_FAILED, "%s: does not hold what was written at dataset %s: the disk, the file system or the memory "
-              "is at fault", w->path, d->name);
+    if (back && !e->code && strcmp(read, hash[i]) != 0) lied(w, d->name, e);
   }
 }
 
@@ -107,6 +110,15 @@ static void write_form(const writer *w, const sk_h5_form *form, sk_err *e) {
     write_at(w, form->piece[i].data, form->piece[i].n, form->piece[i].at, e);
 }
 
+static void check_form(const writer *w, const sk_h5_form *form, sk_err *e) {
+  for (int i = 0; i < form->n_piece; i++)
+    for (size_t done = 0; done < form->piece[i].n && !e->code; done += BLOCK) {
+      size_t part = form->piece[i].n - done < BLOCK ? form->piece[i].n - done : BLOCK;
+      if (read_at(w, w->buf, part, form->piece[i].at + (int64_t)done, e) != SK_OK) return;
+      if (memcmp(w->buf, form->piece[i].data + done, part) != 0) lied(w, "HDF5's structures", e);
+    }
+}
+
 int sk_ckpt_write_file(const char *path, const sk_ckpt_file *f, const sk_h5_form *form, bool structure,
                        sk_hash_text *hash, sk_err *e) {
   writer w = {.path = path, .hash = sk_hash_new(), .buf = sk_malloc(BLOCK)};
@@ -118,6 +130,7 @@ int sk_ckpt_write_file(const char *path, const sk_ckpt_file *f, const sk_h5_form
     do_slabs(&w, f, form, false, hash, e);
     if (!e->code && fsync(w.fd) != 0) sk_fs_fail(e, path, "written to disk", errno); // every node its own pages
     do_slabs(&w, f, form, true, hash, e);
+    if (structure && !e->code) check_form(&w, form, e);
     if (close(w.fd) != 0) sk_fs_fail(e, path, "written to disk", errno);
   }
   sk_hash_free(w.hash);

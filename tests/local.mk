@@ -8,6 +8,7 @@ check_PROGRAMS += \
   tests/config.1 tests/config.2 \
   tests/data.1 tests/data.2 \
   tests/device.1 tests/devices.2 \
+  tests/faults.1 tests/faults.2 \
   tests/generate.1 \
   tests/grid.1 tests/grid.4 tests/grid.8 \
   tests/layout.1 \
@@ -40,6 +41,8 @@ tests_data_2_SOURCES = $(tests_data_1_SOURCES)
 tests_device_1_SOURCES = tests/device.c tests/device_check.c tests/device_check.h tests/device_engine.c \
   tests/device_mixer.c tests/device_tap.h tests/small_model.h tests/tap.h
 tests_devices_2_SOURCES = tests/devices.c tests/small_model.h tests/tap.h
+tests_faults_1_SOURCES = tests/faults.c tests/faults_shim.c tests/faults_shim.h tests/tap.h
+tests_faults_2_SOURCES = $(tests_faults_1_SOURCES)
 tests_generate_1_SOURCES = tests/generate.c tests/small_model.h tests/tap.h
 tests_golden_1_SOURCES = tests/golden.c tests/tap.h
 tests_grid_1_SOURCES = tests/grid.c tests/tap.h
@@ -97,4 +100,8 @@ check-slurm:
 check-long:
 	SAKER_LONG=1 TEST_TIMEOUT=5400 $(MAKE) $(AM_MAKEFLAGS) check \
 	  TESTS='tests/parity.8 tests/reshard.8 tests/schedule.1'
-.PHONY: check-counts check-long check-slurm
+# Ten thousand faults in a run's files, of which `make check` has a few hundred.
+check-faults:
+	SAKER_FAULTS=5000 TEST_TIMEOUT=3600 $(MAKE) $(AM_MAKEFLAGS) check TESTS='tests/faults.1 tests/faults.2'
+	@grep -h '^#' tests/faults.1.log tests/faults.2.log
+.PHONY: check-counts check-faults check-long check-slurm
