@@ -38,6 +38,8 @@ void sk_timer_start(sk_timer *t);
 /* t may be NULL: not measured. */
 void sk_timer_begin(sk_timer *t, int section);
 void sk_timer_end(sk_timer *t);
+/* The section's name in tables; NULL: none. */
+const char *sk_timer_name(int section);
 /* Seconds spent so far in one section. */
 double sk_timer_seconds(const sk_timer *t, int section);
 /* Collective over comm: prints the table (section, calls, min/avg/max seconds over ranks, percent). */

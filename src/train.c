@@ -157,7 +157,13 @@ int sk_train_run(MPI_Comm comm, const sk_train_opts *opts, sk_err *e) {
   bool done = false;
   sk_stop_why why = SK_STOP_NONE;
   if (sk_train_open(comm, opts, t, &done, e) == SK_OK && !done) {
-    if (t->meta.step >= t->cfg.train.steps) {
+    if (t->cfg.train.steps == 0 && t->saved_step < 0) {
+      sk_timer_start(&t->timer);
+      if (sk_train_save(t, true, e) == SK_OK) {
+        sk_run_status(t->run, "complete", 0, 0, t->saved_path, "");
+        sk_say("Done: the initial weights; checkpoint %s", t->saved_path);
+      }
+    } else if (t->meta.step >= t->cfg.train.steps) {
       sk_say("Nothing to do: %s has reached step %lld of train.steps %lld. Raise train.steps to go on.",
              sk_run_path(t->run), (long long)t->meta.step, (long long)t->cfg.train.steps);
     } else {
