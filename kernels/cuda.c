@@ -301,6 +301,25 @@ static void cuda_zero(sk_stream *s, void *p, size_t bytes) {
   if (bytes) SK_CUDA(cudaMemsetAsync(p, 0, bytes, s->stream));
 }
 
+static void *cuda_host_alloc(sk_device *d, size_t bytes) {
+  (void)d;
+  void *p = NULL;
+  cudaError_t rc = cudaMallocHost(&p, bytes ? bytes : 1);
+  if (rc == cudaSuccess) return p;
+  if (rc != cudaErrorMemoryAllocation) SK_CUDA(rc);
+  cudaGetLastError(); // forget it
+  return NULL;
+}
+
+static void cuda_host_free(sk_device *d, void *p) {
+  (void)d;
+  if (p) SK_CUDA(cudaFreeHost(p));
+}
+
+static void cuda_copy_host(sk_stream *s, void *dst, const void *src, size_t bytes) {
+  if (bytes) SK_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, s->stream));
+}
+
 // ---- the table ----
 
 static const sk_ops ops = {
@@ -325,6 +344,9 @@ static const sk_ops ops = {
     .to_host = cuda_to_host,
     .from_host = cuda_from_host,
     .zero = cuda_zero,
+    .host_alloc = cuda_host_alloc,
+    .host_free = cuda_host_free,
+    .copy_host = cuda_copy_host,
     .cast = sk_cuda_cast,
     .gemm = sk_cuda_gemm,
     .bias = sk_cuda_bias,

@@ -108,6 +108,11 @@ typedef struct sk_ops {
   void (*to_host)(sk_stream *, void *host, const void *dev, size_t bytes);
   void (*from_host)(sk_stream *, void *dev, const void *host, size_t bytes);
   void (*zero)(sk_stream *, void *p, size_t bytes);
+  /* Host memory that the device itself copies from and to; NULL when there is not enough. */
+  void *(*host_alloc)(sk_device *, size_t bytes);
+  void (*host_free)(sk_device *, void *);
+  /* Like copy, with one side in memory of host_alloc: asynchronous for the host as well. */
+  void (*copy_host)(sk_stream *, void *dst, const void *src, size_t bytes);
   void (*cast)(sk_stream *, void *dst, sk_dtype to, const void *src, sk_dtype from, int64_t n);
 
   /* ---- linear algebra ---- */

@@ -86,6 +86,10 @@ static void plan_from_host(sk_stream *s, void *dev, const void *host, size_t byt
 
 static void plan_zero(sk_stream *s, void *p, size_t bytes) {}
 
+static void *plan_host_alloc(sk_device *d, size_t bytes) { return NULL; }
+
+static void plan_copy_host(sk_stream *s, void *dst, const void *src, size_t bytes) {}
+
 static void plan_cast(sk_stream *s, void *dst, sk_dtype to, const void *src, sk_dtype from,
                       int64_t n) {}
 
@@ -221,6 +225,9 @@ const sk_ops sk_plan_ops = {
     .to_host = plan_to_host,
     .from_host = plan_from_host,
     .zero = plan_zero,
+    .host_alloc = plan_host_alloc,
+    .host_free = plan_free,
+    .copy_host = plan_copy_host,
     .cast = plan_cast,
     .gemm = plan_gemm,
     .bias = plan_bias,

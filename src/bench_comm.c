@@ -1,7 +1,7 @@
 /* bench_comm.c: the communication table's operations by size, and parallel HDF5. */
 #include "src/bench.h"
 #include "io/fsutil.h"
-#include "io/h5.h"
+#include "io/ckpt.h"
 #include <stdio.h>
 #include <string.h>
 
@@ -99,10 +99,11 @@ int sk_bench_comm(sk_bench *b, sk_err *e) {
 
 int sk_bench_io(sk_bench *b, const char *folder, sk_err *e) {
   enum { ROWS = 16 << 20 }; /* floats of a rank: 64 MiB */
-  char *path = sk_strf("%s/saker-bench.h5", folder);
+  char *path = sk_strf("%s/checkpoints/step-00000001/model.h5", folder);
   const sk_dset d = {.name = "params/x", .rank = 1, .dim = {(int64_t)ROWS * b->ranks}};
   float *x = sk_malloc((size_t)ROWS * sizeof *x);
   sk_slab s = {.dset = 0, .start = {(int64_t)ROWS * b->rank}, .count = {ROWS}, .data = x};
+  const sk_ckpt_file f = {"model.h5", 1, 1, &d, &s};
   double bytes = (double)ROWS * sizeof *x * b->ranks, seconds[2] = {1e30, 1e30};
   sk_device *dev = b->op->open(0, SK_F32, e);
   sk_bench_random(x, ROWS, (uint64_t)b->rank, 1);
@@ -111,7 +112,7 @@ int sk_bench_io(sk_bench *b, const char *folder, sk_err *e) {
       MPI_Barrier(b->comm);
       double begin = sk_now();
       if (read) sk_h5_read(b->comm, path, 1, &d, 1, &s, e);
-      else sk_h5_write(b->comm, path, 1, &d, 1, &s, NULL, e);
+      else sk_ckpt_save(b->comm, folder, &(sk_ckpt_meta){.step = 1}, 1, &f, NULL, e);
       double t = sk_now() - begin;
       SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &t, 1, MPI_DOUBLE, MPI_MAX, b->comm));
       if (t < seconds[read]) seconds[read] = t;

@@ -48,6 +48,7 @@ libsaker_a_SOURCES += \
   src/train_eval.c \
   src/train_save.c \
   src/train_setup.c \
+  src/train_trouble.c \
   src/train_watch.c \
   src/verbs.c src/verbs.h \
   src/watch.c src/watch.h

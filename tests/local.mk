@@ -9,6 +9,7 @@ check_PROGRAMS += \
   tests/data.1 tests/data.2 \
   tests/device.1 tests/devices.2 \
   tests/events.1 \
+  tests/faults.1 tests/faults.2 \
   tests/generate.1 \
   tests/grid.1 tests/grid.4 tests/grid.8 \
   tests/layout.1 \
@@ -19,6 +20,7 @@ check_PROGRAMS += \
   tests/ops_mamba.1 \
   tests/parity.8 \
   tests/plan.8 \
+  tests/policy.2 \
   tests/reshard.8 \
   tests/rundir.1 tests/rundir.2 \
   tests/schedule.1 \
@@ -42,6 +44,8 @@ tests_device_1_SOURCES = tests/device.c tests/device_check.c tests/device_check.
   tests/device_mixer.c tests/device_tap.h tests/small_model.h tests/tap.h
 tests_devices_2_SOURCES = tests/devices.c tests/small_model.h tests/tap.h
 tests_events_1_SOURCES = tests/events.c tests/tap.h
+tests_faults_1_SOURCES = tests/faults.c tests/faults_shim.c tests/faults_shim.h tests/tap.h
+tests_faults_2_SOURCES = $(tests_faults_1_SOURCES)
 tests_generate_1_SOURCES = tests/generate.c tests/small_model.h tests/tap.h
 tests_golden_1_SOURCES = tests/golden.c tests/tap.h
 tests_grid_1_SOURCES = tests/grid.c tests/tap.h
@@ -57,6 +61,8 @@ tests_ops_mamba_1_SOURCES = tests/ops_mamba.c tests/ops_check.h tests/ref_mamba.
 tests_parity_8_SOURCES = tests/parity.c tests/parity.h tests/parity_cases.c tests/parity_run.c \
   tests/on_grid.h tests/small_model.h tests/tap.h
 tests_plan_8_SOURCES = tests/plan.c tests/on_grid.h tests/small_model.h tests/tap.h
+tests_policy_2_SOURCES = tests/policy.c tests/tap.h
+tests_policy_2_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=sk_engine_step -Wl,--wrap=sk_engine_take_loss
 tests_reshard_8_SOURCES = tests/reshard.c tests/on_grid.h tests/small_model.h tests/tap.h
 tests_rundir_1_SOURCES = tests/rundir.c tests/tap.h
 tests_rundir_2_SOURCES = $(tests_rundir_1_SOURCES)
@@ -67,7 +73,7 @@ tests_tokens_2_SOURCES = $(tests_tokens_1_SOURCES)
 tests_tokens_4_SOURCES = $(tests_tokens_1_SOURCES)
 tests_trace_3_SOURCES = tests/trace.c tests/tap.h
 
-dist_check_SCRIPTS = tests/cli.sh tests/jobscripts.sh tests/layering.sh tests/regrid.sh tests/slurm.sh tests/slurm2.sh \
+dist_check_SCRIPTS = tests/async.sh tests/cli.sh tests/jobscripts.sh tests/layering.sh tests/regrid.sh tests/slurm.sh tests/slurm2.sh \
   tests/train.sh tests/trouble.sh
 TESTS += tests/golden.1 $(check_PROGRAMS) $(dist_check_SCRIPTS)
 EXTRA_DIST += tests/count.sh tests/mini-slurm.sh tests/mpirun.sh tests/quickstart.sh tests/scale.py \
@@ -84,7 +90,7 @@ AM_TESTS_ENVIRONMENT = \
   SAKER_SRCDIR='$(abs_srcdir)'; export SAKER_SRCDIR; \
   SAKER_BUILDDIR='$(abs_builddir)'; export SAKER_BUILDDIR; \
   MPIRUN='$(MPIRUN)'; export MPIRUN;
-tests/cli.log tests/jobscripts.log tests/regrid.log tests/slurm.log tests/slurm2.log tests/train.log tests/trouble.log: saker$(EXEEXT)
+tests/async.log tests/cli.log tests/jobscripts.log tests/regrid.log tests/slurm.log tests/slurm2.log tests/train.log tests/trouble.log: saker$(EXEEXT)
 # One Slurm at a time.
 tests/slurm2.log: tests/slurm.log
 
@@ -98,4 +104,8 @@ check-slurm:
 check-long:
 	SAKER_LONG=1 TEST_TIMEOUT=5400 $(MAKE) $(AM_MAKEFLAGS) check \
 	  TESTS='tests/parity.8 tests/reshard.8 tests/schedule.1'
-.PHONY: check-counts check-long check-slurm
+# Ten thousand faults in a run's files, of which `make check` has a few hundred.
+check-faults:
+	SAKER_FAULTS=5000 TEST_TIMEOUT=3600 $(MAKE) $(AM_MAKEFLAGS) check TESTS='tests/faults.1 tests/faults.2'
+	@grep -h '^#' tests/faults.1.log tests/faults.2.log
+.PHONY: check-counts check-faults check-long check-slurm
