@@ -169,6 +169,7 @@ int sk_train_run(MPI_Comm comm, const sk_train_opts *opts, sk_err *e) {
     if (t->meta.step >= t->cfg.train.steps) {
       sk_say("Nothing to do: %s has reached step %lld of train.steps %lld. Raise train.steps to go on.",
              sk_run_path(t->run), (long long)t->meta.step, (long long)t->cfg.train.steps);
+      sk_run_status(t->run, "complete", t->meta.step, t->cfg.train.steps, t->saved_path, ""); /* perhaps killed at the end */
     } else {
       sk_stop_open(&t->stop, sk_run_path(t->run), t->t0, opts->max_time);
       sk_timer_start(&t->timer);
