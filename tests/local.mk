@@ -104,8 +104,9 @@ check-slurm:
 check-long:
 	SAKER_LONG=1 TEST_TIMEOUT=5400 $(MAKE) $(AM_MAKEFLAGS) check \
 	  TESTS='tests/parity.8 tests/reshard.8 tests/schedule.1'
-# Ten thousand faults in a run's files, of which `make check` has a few hundred.
+# 200 launched faults (tests/faults/campaign.sh) and ten thousand faults in a run's files, of which `make check` has a few hundred.
 check-faults:
 	SAKER_FAULTS=5000 TEST_TIMEOUT=3600 $(MAKE) $(AM_MAKEFLAGS) check TESTS='tests/faults.1 tests/faults.2'
 	@grep -h '^#' tests/faults.1.log tests/faults.2.log
+	$(MAKE) $(AM_MAKEFLAGS) check-launched-faults
 .PHONY: check-counts check-faults check-long check-slurm
