@@ -320,6 +320,7 @@ static bool whole_looking(const char *path) {
 /* Renamed first, so that a kill in the middle leaves no checkpoint with half its files. */
 static void remove_ckpt(const char *path) {
   char *tmp = sk_strf("%s.tmp.%s-%ld", path, sk_host(), (long)getpid());
+  sk_fs_remove(tmp); // of a save of this step that failed and could not be removed
   if (rename(path, tmp) != 0 || !sk_fs_remove(tmp))
     sk_warn("%s: cannot be removed completely: %s", path, strerror(errno));
   sk_free(tmp);

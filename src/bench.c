@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #endif
 #include "src/bench.h"
+#include "src/device.h"
 #include <getopt.h>
 #include <math.h>
 #include <stdio.h>
@@ -51,7 +52,7 @@ static int parse(int argc, char **argv, options *o, sk_err *e) {
     }
   }
   if (!e->code && optind < argc) sk_fail(e, SK_USAGE, "saker bench: unexpected '%s'", argv[optind]);
-  bool model = strcmp(o->what, "ops") == 0 || strcmp(o->what, "step") == 0;
+  bool model = strcmp(o->what, "comm") != 0;
   if (!e->code && model && !o->deck) usage(e, "no deck: give -i DECK (for example input/bench.yaml)");
   return e->code;
 }
@@ -127,7 +128,17 @@ static int write_json(const sk_bench *b, const char *path, sk_err *e) {
   return SK_OK;
 }
 
+/* The deck's device. */
+static int choose_device(sk_bench *b, sk_err *e) {
+  const sk_ops *op = b->cfg ? sk_device_choose(b->comm, b->cfg->run.device, false, false, e) : b->op;
+  if (!op) return e->code;
+  b->op = op;
+  b->comms = sk_device_comm(op);
+  return SK_OK;
+}
+
 static int run_bench(sk_bench *b, const options *o, sk_err *e) {
+  if (choose_device(b, e) != SK_OK) return e->code;
   if (strcmp(o->what, "ops") == 0) return sk_bench_ops(b, e);
   if (strcmp(o->what, "step") == 0) return sk_bench_step(b, e);
   if (strcmp(o->what, "comm") == 0) return sk_bench_comm(b, e);

@@ -246,6 +246,12 @@ static int in_a_call(int kind, int64_t nth, uint64_t pick, int who, bool again, 
   return told.code ? REPORTED : killed ? PASSED_OVER : SILENT;
 }
 
+static void new_form(void) {
+  sk_err e = {0};
+  sk_ckpt_form_free(form);
+  SK_CHECK(sk_ckpt_form_make(MPI_COMM_WORLD, run, "faults", FILES, file, &form, &e) == SK_OK, "%s", e.msg);
+}
+
 /* Whether there was a fault: not every call can suffer each of them. */
 static bool one(int64_t i) {
   uint64_t key = sk_rand((uint64_t)seed, (uint64_t)i);
@@ -258,6 +264,7 @@ static bool one(int64_t i) {
                                   : at_rest(kind, sk_rand(key, 4), &e);
   if (outcome == HARMLESS || outcome == REPORTED || outcome == PASSED_OVER) {
     sk_err next = {0};
+    if (kind == SHIM_DEAD || kind == SHIM_TORN) new_form(); // as every job does at its start
     if (!clean_save(&next)) outcome = UNUSABLE, e = next;
     else if (kind >= SHIM_KINDS && !clean_save(&next)) outcome = UNUSABLE, e = next;
   }
@@ -310,7 +317,7 @@ int main(int argc, char **argv) {
   SK_MPI(MPI_Bcast(dir, sizeof dir, MPI_CHAR, 0, MPI_COMM_WORLD));
   SK_CHECK(chdir(dir) == 0, "cannot enter %s", dir);
   cut();
-  SK_CHECK(sk_ckpt_form_make(MPI_COMM_WORLD, run, "faults", FILES, file, &form, &e) == SK_OK, "%s", e.msg);
+  new_form();
   for (int i = 0; i < 3; i++) ready = clean_save(&e) && ready;
   tap_ok(ready, "three saves without a fault, %lld calls each that can fail %s", (long long)calls, e.msg);
   mute(true);
@@ -319,6 +326,13 @@ int main(int argc, char **argv) {
   for (int k = 0; k < ALL_KINDS; k++) silent += table[k][SILENT], unusable += table[k][UNUSABLE];
   print_table();
   tap_ok(silent == 0, "%lld faults, %lld of them silent", (long long)cases, (long long)silent);
+  int left = 0;
+  char **name;
+  int64_t n;
+  SK_CHECK(sk_fs_list("run/checkpoints", &name, &n, &e) == SK_OK, "%s", e.msg);
+  for (int64_t i = 0; i < n; i++) left += strncmp(name[i], "step-", 5) == 0;
+  sk_fs_free_names(name, n);
+  tap_ok(left <= 4, "%d folders are left of %lld saves", left, (long long)last);
   tap_ok(unusable == 0, "%lld faults, %lld unusable folders", (long long)cases, (long long)unusable);
   sk_ckpt_form_free(form);
   SK_MPI(MPI_Barrier(MPI_COMM_WORLD));
