@@ -4,6 +4,7 @@ libsaker_a_SOURCES += \
   io/ckpt_save.c \
   io/ckpt_write.c \
   io/deck.c io/deck.h \
+  io/events.c io/events.h \
   io/floats.c \
   io/fsutil.c io/fsutil.h \
   io/h5.c io/h5.h \

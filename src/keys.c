@@ -180,9 +180,19 @@ const sk_key sk_keys[] = {
         "files for the weights, and as many for the optimizer's state; at most one per parameter"),
 
     COUNT("log.every", "steps", "1", "[1,inf)", RESTART, AT(log.every), "steps between lines"),
-    LATER("log.tensorboard", SK_KEY_BOOL, "false", NULL, RESTART, NOWHERE, "write an event file"),
+    BOOL("log.tensorboard", "false", RESTART, AT(log.tensorboard), "write event files for TensorBoard"),
     LATER("log.prometheus", SK_KEY_TEXT, "\"\"", NULL, RESTART, NOWHERE, "metrics file to keep fresh"),
-    LATER("log.trace", SK_KEY_TEXT, "\"\"", NULL, RESTART, NOWHERE, "file for a time line"),
+    TEXT("log.trace", "\"\"", RESTART, AT(log.trace),
+         "steps, as 10 or 10-12, whose time line goes to trace.json (Chrome's format)"),
+
+    FLOAT("watch.step", "10", "[0,inf)", RESTART, AT(watch.step),
+          "s; a rank that makes no progress for this long and 3 steps is named and the job ended; 0: no watchdog"),
+    FLOAT("watch.other", "1800", "[0,inf)", RESTART, AT(watch.other),
+          "s; the same where files are read or written, and before the second step; 0: no limit"),
+    COUNT("watch.replicas", "steps", "100", "[0,inf)", RESTART, AT(watch.replicas),
+          "steps between comparisons of the weights of data parallel ranks; 0: none"),
+    FLOAT("watch.straggler", "1.5", "[0,inf)", RESTART, AT(watch.straggler),
+          "a rank that computes for this many times the median of its peers is reported; 0: none"),
 };
 const int sk_n_keys = (int)(sizeof sk_keys / sizeof *sk_keys);
 

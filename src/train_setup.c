@@ -196,6 +196,8 @@ static int open_run(sk_train *t, const sk_ops *op, sk_err *e) {
   bool weights_only = false;
   const int64_t T = c->data.sequence;
   if (sk_run_open(t->grid.world, c->run.dir, &t->run, e) != SK_OK) return e->code;
+  sk_watch_start(&t->grid, c->run.dir, c->watch.step, c->watch.other, &t->timer, &t->watch);
+  sk_ckpt_clean(t->grid.world, c->run.dir);
   if (find_restart(t, path, sizeof path, e) != SK_OK) return e->code;
   if (path[0] && check_restart(t, path, &weights_only, e) != SK_OK) return e->code;
   if (open_data(t->grid.world, t, e) != SK_OK) return e->code;
@@ -215,9 +217,12 @@ static int open_run(sk_train *t, const sk_ops *op, sk_err *e) {
   t->label = sk_calloc((size_t)(t->local * T), sizeof *t->label);
   t->start = sk_calloc((size_t)(t->local * T), sizeof *t->start);
   t->per_rank = sk_calloc((size_t)t->grid.size * SK_TRAIN_EXCHANGED, sizeof *t->per_rank);
+  t->busy = sk_calloc((size_t)t->grid.size, sizeof *t->busy);
+  t->straggler = -1;
   if (open_saver(t, e) != SK_OK) return e->code;
   sk_run_write(t->run, "deck.yaml", c->resolved, e);
   if (sk_agree(t->grid.world, e) != SK_OK) return e->code;
+  if (c->log.tensorboard && sk_run_tensorboard(t->run, t->grid.world, e) != SK_OK) return e->code;
   header(t);
   sk_placement_report(&t->grid, op == sk_cuda ? t->grid.node_rank : -1);
   note_start(t, path);
@@ -232,6 +237,7 @@ int sk_train_open(MPI_Comm comm, const sk_train_opts *opts, sk_train *t, bool *d
   SK_MPI(MPI_Comm_size(comm, &ranks));
   if (*done && opts->ranks > 0) ranks = opts->ranks;
   if (sk_config_read(comm, opts->deck, opts->n_set, opts->set, &t->cfg, e) != SK_OK) return e->code;
+  if (sk_trace_parse(t->cfg.log.trace, &t->trace, e) != SK_OK) return e->code;
   const sk_ops *op = sk_device_choose(comm, t->cfg.run.device, false, *done, e);
   if (!op) return e->code;
   if (*done) return report_only(comm, t, ranks, op, e);
@@ -241,6 +247,7 @@ int sk_train_open(MPI_Comm comm, const sk_train_opts *opts, sk_train *t, bool *d
 }
 
 void sk_train_close(sk_train *t) {
+  sk_watch_stop(t->watch);
   sk_saver_close(t->saver);
   sk_stop_close(&t->stop);
   sk_data_close(t->data);
@@ -252,6 +259,8 @@ void sk_train_close(sk_train *t) {
   sk_free(t->label);
   sk_free(t->start);
   sk_free(t->per_rank);
+  sk_free(t->busy);
+  sk_free(t->trace.span);
   sk_config_free(&t->cfg);
   sk_grid_destroy(&t->grid);
 }

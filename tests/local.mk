@@ -10,6 +10,7 @@ check_PROGRAMS += \
   tests/damage.1 tests/damage.3 \
   tests/data.1 tests/data.2 \
   tests/device.1 tests/devices.2 \
+  tests/events.1 \
   tests/faults.1 tests/faults.2 \
   tests/generate.1 \
   tests/grid.1 tests/grid.4 tests/grid.8 \
@@ -28,6 +29,7 @@ check_PROGRAMS += \
   tests/schedule.1 \
   tests/ssd.1 \
   tests/tokens.1 tests/tokens.2 tests/tokens.4 \
+  tests/trace.3 \
   tests/transport.2 tests/transport.3
 
 tests_ckpt_1_SOURCES = tests/ckpt.c tests/tap.h
@@ -49,6 +51,7 @@ tests_data_2_SOURCES = $(tests_data_1_SOURCES)
 tests_device_1_SOURCES = tests/device.c tests/device_check.c tests/device_check.h tests/device_engine.c \
   tests/device_mixer.c tests/device_tap.h tests/small_model.h tests/tap.h
 tests_devices_2_SOURCES = tests/devices.c tests/small_model.h tests/tap.h
+tests_events_1_SOURCES = tests/events.c tests/tap.h
 tests_faults_1_SOURCES = tests/faults.c tests/faults_shim.c tests/faults_shim.h tests/tap.h
 tests_faults_2_SOURCES = $(tests_faults_1_SOURCES)
 tests_generate_1_SOURCES = tests/generate.c tests/small_model.h tests/tap.h
@@ -78,14 +81,33 @@ tests_ssd_1_SOURCES = tests/ssd.c tests/ops_check.h tests/ref_mamba.c tests/ref_
 tests_tokens_1_SOURCES = tests/tokens.c tests/tap.h
 tests_tokens_2_SOURCES = $(tests_tokens_1_SOURCES)
 tests_tokens_4_SOURCES = $(tests_tokens_1_SOURCES)
+tests_trace_3_SOURCES = tests/trace.c tests/tap.h
 tests_transport_2_SOURCES = tests/transport.c tests/tap.h
 tests_transport_3_SOURCES = $(tests_transport_2_SOURCES)
 
-dist_check_SCRIPTS = tests/async.sh tests/cli.sh tests/devices.sh tests/layering.sh tests/regrid.sh tests/setups.sh tests/slurm.sh \
-  tests/slurm2.sh tests/tools.sh tests/train.sh tests/trouble.sh
+# One a line.
+dist_check_SCRIPTS = \
+  tests/async.sh \
+  tests/cli.sh \
+  tests/devices.sh \
+  tests/jobscripts.sh \
+  tests/layering.sh \
+  tests/regrid.sh \
+  tests/setups.sh \
+  tests/slurm.sh \
+  tests/slurm2.sh \
+  tests/tools.sh \
+  tests/train.sh \
+  tests/trouble.sh
 TESTS += tests/golden.1 $(check_PROGRAMS) $(dist_check_SCRIPTS)
-EXTRA_DIST += tests/count.sh tests/mini-slurm.sh tests/mpirun.sh tests/quickstart.sh tests/scale.py \
-  tests/ref tests/tap.sh
+EXTRA_DIST += \
+  tests/count.sh \
+  tests/mini-slurm.sh \
+  tests/mpirun.sh \
+  tests/quickstart.sh \
+  tests/ref \
+  tests/scale.py \
+  tests/tap.sh
 
 # One launcher for programs (mpirun) and scripts (bash): it sets the limits and the environment.
 TEST_EXTENSIONS = .sh
@@ -98,7 +120,7 @@ AM_TESTS_ENVIRONMENT = \
   SAKER_SRCDIR='$(abs_srcdir)'; export SAKER_SRCDIR; \
   SAKER_BUILDDIR='$(abs_builddir)'; export SAKER_BUILDDIR; \
   MPIRUN='$(MPIRUN)'; export MPIRUN;
-tests/async.log tests/cli.log tests/devices.log tests/regrid.log tests/setups.log tests/slurm.log tests/slurm2.log tests/tools.log tests/train.log tests/trouble.log: saker$(EXEEXT)
+$(dist_check_SCRIPTS:.sh=.log): saker$(EXEEXT)
 # One Slurm at a time.
 tests/slurm2.log: tests/slurm.log
 
@@ -112,8 +134,9 @@ check-slurm:
 check-long:
 	SAKER_LONG=1 TEST_TIMEOUT=5400 $(MAKE) $(AM_MAKEFLAGS) check \
 	  TESTS='tests/parity.8 tests/reshard.8 tests/schedule.1'
-# Ten thousand faults in a run's files, of which `make check` has a few hundred.
+# 200 launched faults (tests/faults/campaign.sh) and ten thousand faults in a run's files, of which `make check` has a few hundred.
 check-faults:
 	SAKER_FAULTS=5000 TEST_TIMEOUT=3600 $(MAKE) $(AM_MAKEFLAGS) check TESTS='tests/faults.1 tests/faults.2'
 	@grep -h '^#' tests/faults.1.log tests/faults.2.log
+	$(MAKE) $(AM_MAKEFLAGS) check-launched-faults
 .PHONY: check-counts check-faults check-long check-slurm
