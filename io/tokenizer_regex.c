@@ -130,7 +130,10 @@ static void class(parser *s) {
     else if (*s->p == '[' || (s->p[0] == '&' && s->p[1] == '&')) refuse(s, s->p, 2);
     else *s->out++ = *s->p++;
   }
-  if (!*s->p) refuse(s, s->whole, 20);
+  if (!*s->p) {
+    refuse(s, s->whole, 20);
+    return;
+  }
   put(s, "]");
   s->p++;
 }
