@@ -90,15 +90,19 @@ static int check_tokenizers(const sk_data *d, const sk_data_entry *entry, sk_err
     if (first < 0) first = k;
     const sk_tokens_info *y = sk_tokens_get_info(d->set[first].tokens);
     if (strcmp(identity(x), identity(y)) != 0)
-      return sk_fail(e, SK_USAGE, "%s was made with the tokenizer %s, %s with %s%s: their ids do not mean the same", entry[k].path,
-                     x->tokenizer, entry[first].path, y->tokenizer, strcmp(x->tokenizer, y->tokenizer) ? "" : " of other contents");
+      return sk_fail(
+          e, SK_USAGE,
+          "%s was made with the tokenizer %s, %s with %s%s: their ids do not mean the same",
+          entry[k].path, x->tokenizer, entry[first].path, y->tokenizer,
+          strcmp(x->tokenizer, y->tokenizer) ? "" : " of other contents");
   }
   return SK_OK;
 }
 
 /* The border lies at the start of a document where one is near, so that no document is on both sides. */
 static void set_range(set *s, double holdout, bool held_out) {
-  int64_t n = sk_tokens_get_info(s->tokens)->tokens, keep = (int64_t)((double)n * holdout), border = n - keep, start;
+  int64_t n = sk_tokens_get_info(s->tokens)->tokens, keep = (int64_t)((double)n * holdout),
+          border = n - keep, start;
   if (keep > 0) {
     sk_tokens_doc_start(s->tokens, border, 1, &start);
     if (border - start <= keep / 2) border = start;
