@@ -91,6 +91,7 @@ dist_check_SCRIPTS = \
   tests/cli.sh \
   tests/convert.sh \
   tests/damage.sh \
+  tests/docs.sh \
   tests/devices.sh \
   tests/jobscripts.sh \
   tests/layering.sh \
@@ -108,6 +109,7 @@ EXTRA_DIST += \
   tests/count.sh \
   tests/cuda_calls.c \
   tests/hf_train.py \
+  tests/installed.sh \
   tests/leaks.supp \
   tests/mini-slurm.sh \
   tests/mpirun.sh \
