@@ -107,6 +107,7 @@ TESTS += tests/golden.1 $(check_PROGRAMS) $(dist_check_SCRIPTS)
 EXTRA_DIST += \
   tests/clang-tidy.yaml \
   tests/count.sh \
+  tests/cppcheck.h \
   tests/cuda_calls.c \
   tests/hf_train.py \
   tests/installed.sh \

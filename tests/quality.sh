@@ -63,7 +63,7 @@ coverage() {
   need gcovr
   build coverage --disable-native CFLAGS="-O1 -g --coverage -fprofile-update=atomic"
   find . -name '*.gcda' -delete
-  TEST_TIMEOUT=${TEST_TIMEOUT:-3000} make -s check || exit 1
+  TEST_TIMEOUT=${TEST_TIMEOUT:-3000} make -s check TESTS="${SAKER_COVERAGE_TESTS:-$(make -s print-tests)}" || exit 1
   gcovr -r "$src" --object-directory . -f "$src/src/" -f "$src/io/" -f "$src/kernels/" --exclude-throw-branches \
     --print-summary --txt coverage.txt --html-details coverage.html --fail-under-line 85
   local rc=$?
@@ -85,7 +85,7 @@ tidy() {
 cppcheck_run() {
   need cppcheck
   cppcheck -q -j"$jobs" --std=c11 --enable=warning,performance,portability --inline-suppr --error-exitcode=1 \
-    -D__GNUC__=12 --suppress=missingIncludeSystem -I"$src" "$src"/src "$src"/io "$src"/kernels/*.c
+    -D__GNUC__=12 --include="$src/tests/cppcheck.h" --suppress=missingIncludeSystem -I"$src" "$src"/src "$src"/io "$src"/kernels/*.c
 }
 
 case ${1:-} in
