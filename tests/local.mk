@@ -162,7 +162,8 @@ quality = @SAKER='$(abs_builddir)/saker' SAKER_SRCDIR='$(abs_srcdir)' MPIRUN='$(
 check-asan:
 	$(quality) asan
 check-valgrind: saker$(EXEEXT)
-	$(quality) valgrind
+	@SAKER='$(abs_builddir)/saker' SAKER_SRCDIR='$(abs_srcdir)' MPIRUN='$(MPIRUN)' TEST_TIMEOUT=3600 \
+	  bash $(srcdir)/tests/mpirun.sh $(srcdir)/tests/quality.sh valgrind
 coverage:
 	$(quality) coverage
 tidy: commit.h
