@@ -20,7 +20,7 @@ build() {
   make -s -j"$jobs" all && make -s -j"$jobs" check TESTS= || exit 1
 }
 
-# Memory errors and undefined behaviour, leaks too. Open MPI's own leaks are suppressed by name; HDF5 and BLAS have none.
+# Memory errors and undefined behaviour, leaks too. Open MPI's own leaks are suppressed by name.
 asan() {
   build asan --disable-native --enable-debug \
     CFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
