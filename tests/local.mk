@@ -161,7 +161,7 @@ check-long:
 quality = @SAKER='$(abs_builddir)/saker' SAKER_SRCDIR='$(abs_srcdir)' MPIRUN='$(MPIRUN)' bash $(srcdir)/tests/quality.sh
 check-asan:
 	$(quality) asan
-check-valgrind: saker$(EXEEXT)
+check-valgrind:
 	@SAKER='$(abs_builddir)/saker' SAKER_SRCDIR='$(abs_srcdir)' MPIRUN='$(MPIRUN)' TEST_TIMEOUT=3600 \
 	  bash $(srcdir)/tests/mpirun.sh $(srcdir)/tests/quality.sh valgrind
 coverage:
