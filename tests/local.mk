@@ -98,6 +98,7 @@ dist_check_SCRIPTS = \
   tests/cli.sh \
   tests/convert.sh \
   tests/damage.sh \
+  tests/docs.sh \
   tests/devices.sh \
   tests/jobscripts.sh \
   tests/layering.sh \
@@ -113,8 +114,10 @@ TESTS += tests/golden.1 $(check_PROGRAMS) $(dist_check_SCRIPTS)
 EXTRA_DIST += \
   tests/clang-tidy.yaml \
   tests/count.sh \
+  tests/cppcheck.h \
   tests/cuda_calls.c \
   tests/hf_train.py \
+  tests/installed.sh \
   tests/leaks.supp \
   tests/mini-slurm.sh \
   tests/mpirun.sh \
@@ -170,8 +173,9 @@ check-faults:
 quality = @SAKER='$(abs_builddir)/saker' SAKER_SRCDIR='$(abs_srcdir)' MPIRUN='$(MPIRUN)' bash $(srcdir)/tests/quality.sh
 check-asan:
 	$(quality) asan
-check-valgrind: saker$(EXEEXT)
-	$(quality) valgrind
+check-valgrind:
+	@SAKER='$(abs_builddir)/saker' SAKER_SRCDIR='$(abs_srcdir)' MPIRUN='$(MPIRUN)' TEST_TIMEOUT=3600 \
+	  bash $(srcdir)/tests/mpirun.sh $(srcdir)/tests/quality.sh valgrind
 coverage:
 	$(quality) coverage
 tidy: commit.h
