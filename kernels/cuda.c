@@ -347,6 +347,7 @@ static const sk_ops ops = {
     .copy_stream_create = cuda_copy_stream_create,
     .stream_destroy = cuda_stream_destroy,
     .sync = cuda_sync,
+    .range = sk_cuda_range,
     .event_create = cuda_event_create,
     .event_destroy = cuda_event_destroy,
     .record = cuda_record,

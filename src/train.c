@@ -23,29 +23,38 @@ static int64_t load_samples(sk_train *t, sk_err *e) {
   return counted;
 }
 
+static double comm_seconds(const sk_timer *t) {
+  return sk_timer_seconds(t, SK_T_TP) + sk_timer_seconds(t, SK_T_CP) + sk_timer_seconds(t, SK_T_PP) +
+         sk_timer_seconds(t, SK_T_REDUCE) + sk_timer_seconds(t, SK_T_GATHER) + sk_timer_seconds(t, SK_T_WAIT);
+}
+
 /* Loss of the last stage and stop wishes of all ranks, summed in rank order. The tp ranks of a stage all have
  * the same loss: one of them counts. */
-static void exchange(sk_train *t, step_result *r) {
+static void exchange(sk_train *t, step_result *r, int64_t step) {
   double elapsed = sk_now() - t->t0, need = 2 * t->step_seconds + 1.5 * t->save_seconds;
   bool late = t->opts->max_time > 0 && elapsed + need > t->opts->max_time;
   const sk_grid *g = &t->grid;
   bool counts = g->at[SK_PP] == g->n[SK_PP] - 1 && g->at[SK_TP] == 0;
-  double mine[2] = {counts ? r->loss : 0, late || sk_stop_signal()}, stop = 0;
+  enum { N = SK_TRAIN_EXCHANGED };
+  double mine[N] = {counts ? r->loss : 0, late || sk_stop_signal(), 0, sk_train_weights_hash(t, step)}, stop = 0;
+  double busy = sk_now() - comm_seconds(&t->timer);
+  mine[2] = busy - t->busy_since;
   sk_timer_begin(&t->timer, SK_T_WAIT);
-  SK_MPI(MPI_Allgather(mine, 2, MPI_DOUBLE, t->per_rank, 2, MPI_DOUBLE, t->grid.world));
+  SK_MPI(MPI_Allgather(mine, N, MPI_DOUBLE, t->per_rank, N, MPI_DOUBLE, t->grid.world));
   r->loss = 0;
   for (int i = 0; i < t->grid.size; i++) {
-    r->loss += t->per_rank[2 * i];
-    stop += t->per_rank[2 * i + 1];
+    r->loss += t->per_rank[N * i];
+    stop += t->per_rank[N * i + 1];
   }
   r->stop = stop > 0;
   sk_timer_end(&t->timer);
 }
 
 /* Gradients of the whole global batch, each rank its slice; the loss before the update. */
-static int gradients(sk_train *t, step_result *r, sk_err *e) {
+static int gradients(sk_train *t, step_result *r, int64_t step, sk_err *e) {
   sk_engine *g = &t->engine;
   const sk_grid *grid = &t->grid;
+  t->busy_since = sk_now() - comm_seconds(&t->timer);
   sk_timer_begin(&t->timer, SK_T_DATA);
   int64_t counted = load_samples(t, e), all;
   sk_timer_end(&t->timer);
@@ -58,9 +67,10 @@ static int gradients(sk_train *t, step_result *r, sk_err *e) {
   sk_engine_step(g, t->ids, t->label, t->start, 1.0 / (double)all);
   r->loss = sk_engine_take_loss(g);
   r->norm = sk_optim_norm(&g->opt, &g->ctx, grid->zero, grid->model, g->model.all.n, &r->bad);
-  exchange(t, r);
+  exchange(t, r, step);
   r->loss /= (double)all;
-  return SK_OK;
+  sk_train_count_busy(t, step);
+  return sk_train_check_replicas(t, step, e);
 }
 
 /* NaN or infinity: stop with its name before anything is updated or saved, or skip the step. */
@@ -89,7 +99,7 @@ static int not_finite(sk_train *t, const step_result *r, int64_t step, bool *ski
 
 static int train_step(sk_train *t, int64_t step, step_result *r, bool *skip, sk_err *e) {
   sk_engine *g = &t->engine;
-  if (gradients(t, r, e) != SK_OK) return e->code;
+  if (gradients(t, r, step, e) != SK_OK) return e->code;
   r->lr = sk_lr(&t->cfg, step);
   *skip = false;
   if ((r->bad >= 0 || !isfinite(r->loss)) && not_finite(t, r, step, skip, e) != SK_OK) return e->code;
@@ -103,11 +113,6 @@ static int train_step(sk_train *t, int64_t step, step_result *r, bool *skip, sk_
   t->meta.cursor += t->cfg.train.global_batch;
   t->meta.tokens += t->cfg.train.global_batch * t->cfg.data.sequence;
   return SK_OK;
-}
-
-static double comm_seconds(const sk_timer *t) {
-  return sk_timer_seconds(t, SK_T_TP) + sk_timer_seconds(t, SK_T_CP) + sk_timer_seconds(t, SK_T_PP) +
-         sk_timer_seconds(t, SK_T_REDUCE) + sk_timer_seconds(t, SK_T_GATHER) + sk_timer_seconds(t, SK_T_WAIT);
 }
 
 static void report(sk_train *t, const step_result *r, double seconds, double data_s, double comm_s) {
@@ -138,11 +143,15 @@ static int loop(sk_train *t, bool *stopped, sk_err *e) {
     bool skip;
     double begin = sk_now(), data_s = sk_timer_seconds(&t->timer, SK_T_DATA);
     double comm_s = comm_seconds(&t->timer);
-    if (train_step(t, t->meta.step + 1, &r, &skip, e) != SK_OK) return e->code;
+    int64_t step = t->meta.step + 1;
+    sk_watch_step(t->watch, step, t->step_seconds);
+    sk_trace_begin(&t->trace, &t->grid, &t->timer, step);
+    if (train_step(t, step, &r, &skip, e) != SK_OK) return e->code;
     data_s = sk_timer_seconds(&t->timer, SK_T_DATA) - data_s;
     if (!skip) report(t, &r, sk_now() - begin, data_s, comm_seconds(&t->timer) - comm_s);
     bool last = t->meta.step == c->train.steps;
     *stopped = r.stop && !last;
+    sk_trace_end(&t->trace, &t->grid, &t->timer, step, last || *stopped, sk_run_path(t->run));
     bool eval = c->train.eval_every > 0 && t->meta.step % c->train.eval_every == 0;
     if (t->valid && (eval || last) && sk_train_eval(t, e) != SK_OK) return e->code;
     bool save = c->checkpoint.every > 0 && t->meta.step % c->checkpoint.every == 0;
@@ -183,8 +192,11 @@ int sk_train_run(MPI_Comm comm, const sk_train_opts *opts, sk_err *e) {
     } else {
       sk_stop_install();
       sk_timer_start(&t->timer);
+      t->timer.range = t->engine.ctx.op->range;
       t->engine.ctx.timer = &t->timer;
-      if (loop(t, &stopped, e) == SK_OK) farewell(t, stopped);
+      int rc = loop(t, &stopped, e);
+      sk_watch_step(t->watch, 0, 0);
+      if (rc == SK_OK) farewell(t, stopped);
     }
   }
   sk_progress_clear();

@@ -5,6 +5,11 @@
 #include "io/run.h"
 #include "src/data.h"
 #include "src/engine.h"
+#include "src/trace.h"
+#include "src/watch.h"
+
+/* What a rank tells all others in every step: loss, wish to stop, seconds of its own work, hash of its weights. */
+enum { SK_TRAIN_EXCHANGED = 4 };
 
 typedef struct sk_train_opts {
   const char *deck;
@@ -27,7 +32,12 @@ typedef struct sk_train {
   sk_ckpt_meta meta;         /* run id, step, tokens, cursor: the state besides the weights */
   int64_t local;             /* sequences of this rank per step */
   int32_t *ids, *label, *start; /* [local * T] of the current step, on the host */
-  double *per_rank;          /* [ranks * 2] scratch of the step's exchange */
+  double *per_rank;          /* [ranks * SK_TRAIN_EXCHANGED] of the latest step */
+  sk_watch *watch;           /* NULL: no watchdog */
+  sk_trace trace;
+  double *busy, busy_since;  /* [ranks] seconds of own work in the present window; own sum at the last exchange */
+  int busy_steps, straggler; /* steps of the window; the rank reported last, -1: none */
+  int64_t replicas_good;     /* latest step whose weights were compared and agreed */
   double t0, step_seconds, save_seconds; /* start; latest durations, for --max-time */
   int64_t saved_step;        /* step of the latest checkpoint */
   char saved_path[1024];
@@ -48,6 +58,14 @@ int sk_train_save(sk_train *t, bool last, sk_err *e);
 
 /* Collective (train_eval.c). Mean loss over the validation windows; reported and written to the metrics. */
 int sk_train_eval(sk_train *t, sk_err *e);
+
+/* train_watch.c. The hash of this rank's weights, 0 in steps without a comparison (watch.replicas); before the update. */
+double sk_train_weights_hash(sk_train *t, int64_t step);
+/* Collective. Compares the hashes in per_rank: weights that should be the same and are not are an error that names
+ * the ranks. */
+int sk_train_check_replicas(sk_train *t, int64_t step, sk_err *e);
+/* Counts the ranks' work in per_rank; warns of a slow rank now and then. */
+void sk_train_count_busy(sk_train *t, int64_t step);
 
 /* Sums x over the ranks of comm in rank order: the same bits on every rank. Collective. */
 double sk_sum_ranks(MPI_Comm comm, double x);

@@ -185,7 +185,7 @@ static void ranges(void) {
   tap_ok(!code && c.model.head_dim == 10 && c.model.mamba_d_ssm == 128 && c.model.mamba_d_head == 16 &&
              c.layer[5].m.mamba_d_head == 16, "null sizes are derived");
   tap_ok(refused("checkpoint.async=true", "not yet") && refused("checkpoint.files=2", "not yet") &&
-             refused("log.tensorboard=true", "not yet") && refused("log.trace=t.json", "not yet") &&
+             refused("log.prometheus=p", "not yet") &&
              get("good.yaml", "parallel={tp: 2, schedule: 1f1b, transport: auto}", NULL, NULL) == 0 &&
              c.parallel.tp == 2, "what is planned says \"not yet\"");
 }

@@ -3,13 +3,14 @@
 # Environment: SAKER (the program), SAKER_SRCDIR, MPIRUN, set by the makefile and mpirun.sh.
 tap_n=0 tap_failed=0
 
-ok() { # ok STATUS DESCRIPTION
+ok() { # ok STATUS DESCRIPTION; fails when STATUS does
   tap_n=$((tap_n + 1))
   if [ "$1" = 0 ]; then
     echo "ok $tap_n - $2"
   else
     echo "not ok $tap_n - $2"
     tap_failed=1
+    return 1
   fi
 }
 
