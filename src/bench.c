@@ -57,7 +57,7 @@ static int parse(int argc, char **argv, options *o, sk_err *e) {
     }
   }
   if (!e->code && optind < argc) sk_fail(e, SK_USAGE, "saker bench: unexpected '%s'", argv[optind]);
-  bool model = strcmp(o->what, "comm") != 0 && strcmp(o->what, "io") != 0;
+  bool model = strcmp(o->what, "comm") != 0;
   if (!e->code && model && !o->deck) usage(e, "no deck: give -i DECK (for example input/bench.yaml)");
   return e->code;
 }
@@ -133,7 +133,7 @@ static int write_json(const sk_bench *b, const char *path, sk_err *e) {
   return SK_OK;
 }
 
-/* ops and step measure the deck's device. */
+/* The deck's device. */
 static int choose_device(sk_bench *b, sk_err *e) {
   const sk_ops *op = b->cfg ? sk_device_choose(b->comm, b->cfg->run.device, false, false, e) : b->op;
   if (!op) return e->code;

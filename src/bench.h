@@ -9,7 +9,7 @@
 typedef struct sk_bench {
   MPI_Comm comm;
   int rank, ranks;
-  const sk_config *cfg;     /* NULL for comm and io */
+  const sk_config *cfg;     /* NULL for comm */
   const char *model;        /* name of the model, from the deck */
   const char *command;      /* how to run this again */
   int64_t repeat, warmup;
@@ -36,5 +36,5 @@ int sk_bench_ops(sk_bench *b, sk_err *e);
 int sk_bench_layer(sk_bench *b, sk_err *e);
 int sk_bench_step(sk_bench *b, sk_err *e);
 int sk_bench_comm(sk_bench *b, sk_err *e);
-int sk_bench_io(sk_bench *b, const char *folder, sk_err *e);
+int sk_bench_io(sk_bench *b, const char *folder, sk_err *e); /* in FOLDER/saker-bench, removed at the end */
 #endif

@@ -1,7 +1,5 @@
-/* bench_comm.c: the communication tables' operations by size, and parallel HDF5. */
+/* bench_comm.c: the communication tables' operations by size. */
 #include "src/bench.h"
-#include "io/fsutil.h"
-#include "io/h5.h"
 #include "src/device.h"
 #include "src/transport.h"
 #include <stdio.h>
@@ -148,43 +146,5 @@ int sk_bench_comm(sk_bench *b, sk_err *e) {
   k.op->free(k.dev, k.ws);
   k.op->stream_destroy(k.st);
   k.op->close(k.dev);
-  return e->code;
-}
-
-int sk_bench_io(sk_bench *b, const char *folder, sk_err *e) {
-  enum { ROWS = 16 << 20 }; /* floats of a rank: 64 MiB */
-  char *path = sk_strf("%s/saker-bench.h5", folder);
-  const sk_dset d = {.name = "params/x", .rank = 1, .dim = {(int64_t)ROWS * b->ranks}};
-  float *x = sk_malloc((size_t)ROWS * sizeof *x);
-  sk_slab s = {.dset = 0, .start = {(int64_t)ROWS * b->rank}, .count = {ROWS}, .data = x};
-  double bytes = (double)ROWS * sizeof *x * b->ranks, seconds[2] = {1e30, 1e30};
-  sk_device *dev = b->op->open(0, SK_F32, e);
-  sk_bench_random(x, ROWS, (uint64_t)b->rank, 1);
-  for (int64_t i = 0; i < b->repeat && !e->code; i++) {
-    for (int read = 0; read < 2 && !e->code; read++) {
-      MPI_Barrier(b->comm);
-      double begin = sk_now();
-      if (read) sk_h5_read(b->comm, path, 1, &d, 1, &s, e);
-      else sk_h5_write(b->comm, path, 1, &d, 1, &s, NULL, NULL, e);
-      double t = sk_now() - begin;
-      SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &t, 1, MPI_DOUBLE, MPI_MAX, b->comm));
-      if (t < seconds[read]) seconds[read] = t;
-    }
-    if (b->rank == 0) sk_fs_remove(path);
-  }
-  for (int read = 0; read < 2 && !e->code; read++) {
-    const char *kind = read ? "read" : "write and sync";
-    sk_say("  parallel HDF5, %-16s %s in %.3f s: %.3f GB/s", kind, sk_bytes(bytes), seconds[read],
-           1e-9 * bytes / seconds[read]);
-    json_t *o = sk_bench_result(b, "io", b->op->describe(dev));
-    json_object_set_new(o, "kind", json_string(kind));
-    json_object_set_new(o, "bytes", json_real(bytes));
-    json_object_set_new(o, "ms", json_real(1e3 * seconds[read]));
-    json_object_set_new(o, "gbps", json_real(1e-9 * bytes / seconds[read]));
-    if (!b->results) json_decref(o);
-  }
-  b->op->close(dev);
-  sk_free(x);
-  sk_free(path);
   return e->code;
 }

@@ -44,7 +44,7 @@ enum { SK_DEVICE_AUTO, SK_DEVICE_CPU, SK_DEVICE_CUDA };            /* run.device
 enum { SK_DOCS_ISOLATE, SK_DOCS_CONCATENATE };                     /* data.documents */
 enum { SK_RECOMPUTE_NONE, SK_RECOMPUTE_SELECTIVE, SK_RECOMPUTE_FULL };
 enum { SK_LR_CONSTANT, SK_LR_COSINE, SK_LR_WSD, SK_LR_POWER };     /* optimizer.schedule.kind */
-enum { SK_NAN_STOP, SK_NAN_SKIP };                                 /* train.on_nan */
+enum { SK_NAN_STOP, SK_NAN_SKIP, SK_NAN_RERUN, SK_NAN_ROLLBACK };  /* train.on_nan */
 
 typedef struct sk_config {
   struct { char *dir; int64_t seed; int device; } run;
@@ -62,6 +62,7 @@ typedef struct sk_config {
   struct {
     int64_t steps, global_batch, micro_batch, eval_every, eval_batches; /* sequences; steps */
     int dtype, recompute, on_nan;
+    double spike; /* standard deviations, 0: off */
     char *init; /* checkpoint folder or NULL */
   } train;
   struct {
@@ -72,7 +73,7 @@ typedef struct sk_config {
   } optimizer;
   struct { int64_t tp, cp, pp, virtual_stages; int schedule, transport; } parallel; /* SK_SCHED_... (schedule.h),
                                                      SK_TRANSPORT_... (transport.h) */
-  struct { int64_t every, keep, keep_every; } checkpoint;
+  struct { int64_t every, keep, keep_every, files; bool async; } checkpoint;
   struct { int64_t every; bool tensorboard; char *trace; } log;
   struct { double step, other, straggler; int64_t replicas; } watch;
   char *resolved; /* canonical YAML of every key's value, data paths absolute; owned */

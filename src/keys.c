@@ -130,8 +130,12 @@ const sk_key sk_keys[] = {
           "steps between evaluations"),
     COUNT("train.eval_batches", "global batches", "10", "[1,1073741824]", RESTART, AT(train.eval_batches),
           "size of an evaluation, at most all validation data"),
-    CHOICE("train.on_nan", "stop", "stop|skip", 0, AT(train.on_nan),
-           "when loss or gradient is not finite: stop, or leave the step out"),
+    CHOICE("train.on_nan", "stop", "stop|skip|rerun|rollback", RESTART, AT(train.on_nan),
+           "when loss or gradient is not finite: stop, leave the step out, compute it again (hardware or data?), or "
+           "go back to the latest checkpoint and on behind the batch"),
+    FLOAT("train.spike", "0", "[0,inf)", RESTART, AT(train.spike),
+          "a loss so many standard deviations above the mean of the last 64 is treated like one that is not finite; "
+          "0: none is"),
     PATH("train.init", "null", NULLABLE, AT(train.init),
          "checkpoint folder whose weights are the initial ones"),
 
@@ -172,10 +176,10 @@ const sk_key sk_keys[] = {
     INT("checkpoint.keep", "2", "[2,1000000]", RESTART, AT(checkpoint.keep), "newest ones kept"),
     COUNT("checkpoint.keep_every", "steps", "0", "[0,inf)", RESTART, AT(checkpoint.keep_every),
           "those at multiples of it are kept for good; 0: none"),
-    LATER("checkpoint.async", SK_KEY_BOOL, "false", NULL, RESTART, NOWHERE,
-          "write while training goes on"),
-    LATER("checkpoint.files", SK_KEY_INT, "1", "[1,65536]", RESTART, NOWHERE,
-          "files that a checkpoint is split into"),
+    BOOL("checkpoint.async", "true", RESTART, AT(checkpoint.async),
+         "write while training goes on, from a copy in the host's memory"),
+    INT("checkpoint.files", "1", "[1,1024]", RESTART, AT(checkpoint.files),
+        "files for the weights, and as many for the optimizer's state; at most one per parameter"),
 
     COUNT("log.every", "steps", "1", "[1,inf)", RESTART, AT(log.every), "steps between lines"),
     BOOL("log.tensorboard", "false", RESTART, AT(log.tensorboard), "write event files for TensorBoard"),

@@ -6,6 +6,7 @@ libsaker_a_SOURCES += \
   src/attention.c src/attention.h \
   src/bench.c src/bench.h \
   src/bench_comm.c \
+  src/bench_io.c \
   src/bench_layer.c \
   src/bench_ops.c \
   src/bench_step.c \
@@ -53,6 +54,7 @@ libsaker_a_SOURCES += \
   src/train_eval.c \
   src/train_save.c \
   src/train_setup.c \
+  src/train_trouble.c \
   src/train_watch.c \
   src/transport.c src/transport.h \
   src/transport_link.h src/transport_open.c \

@@ -80,6 +80,9 @@ static void metrics(sk_run_dir *run, const sk_step_report *r) {
   sk_metric_num(run, "data_pct", r->data_pct);
   sk_metric_num(run, "comm_pct", r->comm_pct);
   sk_metric_num(run, "eta_s", r->eta);
+  sk_metric_int(run, "skipped", r->skipped);
+  sk_metric_int(run, "reruns", r->reruns);
+  sk_metric_int(run, "rollbacks", r->rollbacks);
   sk_metric_end(run);
 }
 

@@ -120,6 +120,11 @@ static int check_restart(sk_train *t, const char *path, bool *weights_only, sk_e
     t->meta.step = old.step;
     t->meta.tokens = old.tokens;
     t->meta.cursor = old.cursor;
+    t->meta.skipped = old.skipped;
+    t->meta.reruns = old.reruns;
+    t->meta.rollbacks = old.rollbacks;
+    t->meta.n_recent = old.n_recent;
+    memcpy(t->meta.recent, old.recent, sizeof old.recent);
   }
   inherit(t, &old);
   sk_ckpt_meta_free(&old);
@@ -191,6 +196,12 @@ static void header(const sk_train *t) {
          sk_si((double)sk_data_tokens(t->data)), (long long)sk_data_windows(t->data),
          (long long)c->data.sequence, (long long)c->train.global_batch, (long long)c->data.sequence,
          (double)c->train.steps * (double)c->train.global_batch / (double)sk_data_windows(t->data));
+  if (t->async)
+    sk_say("Saving  every %lld steps while training goes on, from a copy of %s in rank 0's host memory",
+           (long long)c->checkpoint.every, sk_bytes((double)sk_saver_bytes(t->saver)));
+  else
+    sk_say("Saving  every %lld steps; training waits%s", (long long)c->checkpoint.every,
+           c->checkpoint.async ? ", because this MPI allows no threads (MPI_THREAD_SINGLE)" : "");
 }
 
 /* Weights: from the checkpoint, from train.init, or drawn. Collective. */
@@ -209,6 +220,16 @@ static int fill_weights(sk_train *t, const char *path, bool weights_only, sk_err
   return sk_checkpoint_load(t->grid.world, &t->engine, path[0] ? path : init, only, e);
 }
 
+/* Saving behind training needs threads beside the one that calls MPI, and memory for a copy. */
+static int open_saver(sk_train *t, sk_err *e) {
+  enum { GUESS = 500 << 20 }; /* bytes per second, until a save has been measured */
+  int level;
+  SK_MPI(MPI_Query_thread(&level));
+  t->async = t->cfg.checkpoint.async && level >= MPI_THREAD_FUNNELED;
+  t->save_seconds = 12.0 * (double)t->engine.model.all.count / GUESS;
+  return t->async ? sk_train_saver(t, e) : SK_OK;
+}
+
 static int open_run(sk_train *t, const sk_ops *op, sk_err *e) {
   const sk_config *c = &t->cfg;
   char path[1024];
@@ -216,6 +237,7 @@ static int open_run(sk_train *t, const sk_ops *op, sk_err *e) {
   const int64_t T = c->data.sequence;
   if (sk_run_open(t->grid.world, c->run.dir, &t->run, e) != SK_OK) return e->code;
   sk_watch_start(&t->grid, c->run.dir, c->watch.step, c->watch.other, &t->timer, &t->watch);
+  sk_ckpt_clean(t->grid.world, c->run.dir);
   if (find_restart(t, path, sizeof path, e) != SK_OK) return e->code;
   if (path[0] && check_restart(t, path, &weights_only, e) != SK_OK) return e->code;
   if (open_data(t->grid.world, t, e) != SK_OK) return e->code;
@@ -239,6 +261,7 @@ static int open_run(sk_train *t, const sk_ops *op, sk_err *e) {
   t->per_rank = sk_calloc((size_t)t->grid.size * SK_TRAIN_EXCHANGED, sizeof *t->per_rank);
   t->busy = sk_calloc((size_t)t->grid.size, sizeof *t->busy);
   t->straggler = -1;
+  if (open_saver(t, e) != SK_OK) return e->code;
   sk_run_write(t->run, "deck.yaml", c->resolved, e);
   if (sk_agree(t->grid.world, e) != SK_OK) return e->code;
   if (c->log.tensorboard && sk_run_tensorboard(t->run, t->grid.world, e) != SK_OK) return e->code;
@@ -267,6 +290,8 @@ int sk_train_open(MPI_Comm comm, const sk_train_opts *opts, sk_train *t, bool *d
 
 void sk_train_close(sk_train *t) {
   sk_watch_stop(t->watch);
+  sk_saver_close(t->saver);
+  sk_stop_close(&t->stop);
   sk_data_close(t->data);
   sk_data_close(t->valid);
   sk_engine_close(&t->engine);

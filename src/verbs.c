@@ -254,7 +254,8 @@ const sk_verb sk_verbs[] = {
      "  --set key=value     override a key; value is YAML and replaces the whole value; repeatable\n"
      "  --restart HOW       auto (default): continue from the newest whole checkpoint of run.dir, if any;\n"
      "                      none: start afresh; or the folder of a checkpoint\n"
-     "  --max-time TIME     stop in good order before [D-]HH:MM:SS have passed\n"
+     "  --max-time TIME     stop in good order before [D-]HH:MM:SS have passed; so do SIGUSR1, SIGTERM, the end\n"
+     "                      of a Slurm job (SLURM_JOB_END_TIME) and a file STOP in run.dir\n"
      "  --check             check deck, grid and data, then stop\n"
      "  --dry-run           --check, and print layers, parameters and memory by part\n"
      "  --ranks N           for --check and --dry-run: pretend there are N ranks\n"
@@ -305,18 +306,18 @@ const sk_verb sk_verbs[] = {
      "  PATH                a checkpoint's folder, a data set (.h5), a deck, or a Hugging Face config.json\n"
      "  --sequence T        tokens per sequence for the FLOP table (the deck's; config.json: 4096)\n",
      sk_info_run},
-    {"bench", "bench ops|layer|step -i DECK [options] | bench comm|io [options]", "measure ops, steps, exchanges, files",
+    {"bench", "bench ops|layer|step|io -i DECK [options] | bench comm [options]", "measure ops, steps, exchanges, files",
      "  ops                 every op at the shapes of the deck's first layer, beside the machine's ceilings\n"
      "  layer               the deck's first layer, forward and forward with backward\n"
      "  step                whole training steps on random tokens; on any grid (mpirun -np N)\n"
      "  comm                each exchange between ranks by size, and each transport of the pipeline; on GPUs where\n"
      "                      there are any (or -i DECK with run.device)\n"
-     "  io                  parallel HDF5\n"
+     "  io                  checkpoints of the deck's model, beside plain copies and plain writes of as many bytes\n"
      "  -i DECK             model, batch, sequence and grid; no data is read (input/bench.yaml)\n"
      "  --set key=value     override a key of the deck; repeatable\n"
-     "  --repeat N          measurements, of which the median counts (comm, io: the best) (7)\n"
+     "  --repeat N          measurements, of which the median counts (comm: the best) (7)\n"
      "  --warmup N          unmeasured calls before (2)\n"
-     "  --folder DIR        io: where the file goes (.)\n"
+     "  --folder DIR        io: where the files go (.)\n"
      "  --json FILE         the results as a list of objects; -: to the screen\n",
      sk_bench_run},
     {"verify", "verify CHECKPOINT_DIR", "check every checksum of a checkpoint", "", run_verify},

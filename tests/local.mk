@@ -11,6 +11,7 @@ check_PROGRAMS += \
   tests/data.1 tests/data.2 \
   tests/device.1 tests/devices.2 \
   tests/events.1 \
+  tests/faults.1 tests/faults.2 \
   tests/generate.1 \
   tests/grid.1 tests/grid.4 tests/grid.8 \
   tests/import.1 tests/import.3 \
@@ -22,6 +23,7 @@ check_PROGRAMS += \
   tests/ops_mamba.1 \
   tests/parity.8 \
   tests/plan.8 \
+  tests/policy.2 \
   tests/reshard.8 \
   tests/rundir.1 tests/rundir.2 \
   tests/safetensors.1 tests/safetensors.3 \
@@ -52,6 +54,8 @@ tests_device_1_SOURCES = tests/device.c tests/device_check.c tests/device_check.
   tests/device_mixer.c tests/device_tap.h tests/small_model.h tests/tap.h
 tests_devices_2_SOURCES = tests/devices.c tests/small_model.h tests/tap.h
 tests_events_1_SOURCES = tests/events.c tests/tap.h
+tests_faults_1_SOURCES = tests/faults.c tests/faults_shim.c tests/faults_shim.h tests/tap.h
+tests_faults_2_SOURCES = $(tests_faults_1_SOURCES)
 tests_generate_1_SOURCES = tests/generate.c tests/small_model.h tests/tap.h
 tests_golden_1_SOURCES = tests/golden.c tests/tap.h
 tests_grid_1_SOURCES = tests/grid.c tests/tap.h
@@ -69,6 +73,8 @@ tests_ops_mamba_1_SOURCES = tests/ops_mamba.c tests/ops_check.h tests/ref_mamba.
 tests_parity_8_SOURCES = tests/parity.c tests/parity.h tests/parity_cases.c tests/parity_run.c \
   tests/on_grid.h tests/small_model.h tests/tap.h
 tests_plan_8_SOURCES = tests/plan.c tests/on_grid.h tests/small_model.h tests/tap.h
+tests_policy_2_SOURCES = tests/policy.c tests/tap.h
+tests_policy_2_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=sk_engine_step -Wl,--wrap=sk_engine_take_loss
 tests_reshard_8_SOURCES = tests/reshard.c tests/on_grid.h tests/small_model.h tests/tap.h
 tests_rundir_1_SOURCES = tests/rundir.c tests/tap.h
 tests_rundir_2_SOURCES = $(tests_rundir_1_SOURCES)
@@ -86,6 +92,7 @@ tests_transport_3_SOURCES = $(tests_transport_2_SOURCES)
 
 # One a line.
 dist_check_SCRIPTS = \
+  tests/async.sh \
   tests/bpe.sh \
   tests/calls.sh \
   tests/cli.sh \
@@ -104,15 +111,19 @@ dist_check_SCRIPTS = \
   tests/trouble.sh
 TESTS += tests/golden.1 $(check_PROGRAMS) $(dist_check_SCRIPTS)
 EXTRA_DIST += \
+  tests/clang-tidy.yaml \
   tests/count.sh \
   tests/cuda_calls.c \
   tests/hf_train.py \
+  tests/leaks.supp \
   tests/mini-slurm.sh \
   tests/mpirun.sh \
+  tests/quality.sh \
   tests/quickstart.sh \
   tests/ref \
   tests/scale.py \
-  tests/tap.sh
+  tests/tap.sh \
+  tests/valgrind.supp
 
 # One launcher for programs (mpirun) and scripts (bash): it sets the limits and the environment.
 TEST_EXTENSIONS = .sh
@@ -150,6 +161,30 @@ check-long:
 	FUZZ_SECONDS=30 bash $(srcdir)/tests/fuzz/run.sh || [ $$? = 77 ]
 	SAKER_LONG=1 TEST_TIMEOUT=5400 $(MAKE) $(AM_MAKEFLAGS) check \
 	  TESTS='tests/parity.8 tests/reshard.8 tests/schedule.1'
+# 200 launched faults (tests/faults/campaign.sh) and ten thousand faults in a run's files, of which `make check` has a few hundred.
+check-faults:
+	SAKER_FAULTS=5000 TEST_TIMEOUT=3600 $(MAKE) $(AM_MAKEFLAGS) check TESTS='tests/faults.1 tests/faults.2'
+	@grep -h '^#' tests/faults.1.log tests/faults.2.log
+	$(MAKE) $(AM_MAKEFLAGS) check-launched-faults
+# What the ordinary tests do not look for (tests/quality.sh); each in a build of its own below this folder.
+quality = @SAKER='$(abs_builddir)/saker' SAKER_SRCDIR='$(abs_srcdir)' MPIRUN='$(MPIRUN)' bash $(srcdir)/tests/quality.sh
+check-asan:
+	$(quality) asan
+check-valgrind: saker$(EXEEXT)
+	$(quality) valgrind
+coverage:
+	$(quality) coverage
+tidy: commit.h
+	$(quality) tidy
+cppcheck:
+	$(quality) cppcheck
+print-tests:
+	@echo $(TESTS)
+print-flags:
+	@echo $(DEFS) $(DEFAULT_INCLUDES) $(AM_CPPFLAGS) $(CPPFLAGS) $(AM_CFLAGS) | tr ' ' '\n' | \
+	  grep -E '^-(I|D|std|fopenmp|march)' | grep -v PACKAGE_STRING | tr '\n' ' '; $(CC) -showme:compile
+.PHONY: check-asan check-valgrind coverage cppcheck print-flags print-tests tidy
+
 # Against the real transformers, by hand: PYTHON must have torch, transformers, safetensors and h5py.
 EXTRA_PROGRAMS += tests/hf_logits
 tests_hf_logits_SOURCES = tests/hf_logits.c
@@ -161,4 +196,4 @@ check-tokenizer: saker$(EXEEXT)
 EXTRA_DIST += tests/check_tokenizer.sh tests/import_compare.py tests/tokenizer_compare.py
 check-hf: saker$(EXEEXT) tests/hf_logits$(EXEEXT)
 	$(PYTHON) $(srcdir)/tests/check_hf.py . $(or $(SAKER_GOLDEN_DIR),$(srcdir)/tests/ref)
-.PHONY: check-counts check-hf check-long check-slurm check-tokenizer fuzz fuzz-flags fuzz-libs
+.PHONY: check-counts check-faults check-hf check-long check-slurm check-tokenizer fuzz fuzz-flags fuzz-libs
