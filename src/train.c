@@ -98,12 +98,14 @@ static int train_step(sk_train *t, int64_t step, sk_step_result *r, sk_step_fate
 static void report(sk_train *t, const sk_step_result *r, double seconds, double data_s, double comm_s) {
   const sk_config *c = &t->cfg;
   double tokens = (double)(c->train.global_batch * c->data.sequence);
+  size_t used = t->engine.ctx.op->used(t->engine.ctx.dev);
   t->step_seconds = t->step_seconds > 0 ? 0.9 * t->step_seconds + 0.1 * seconds : seconds;
   sk_step_report p = {.step = t->meta.step, .steps = c->train.steps, .tokens = t->meta.tokens,
                       .loss = r->loss, .grad_norm = r->norm, .lr = r->lr, .seconds = seconds,
                       .tokens_per_s = tokens / seconds,
                       .tflops = 3e-12 * sk_model_flops(c, c->data.sequence) * tokens / seconds,
                       .data_pct = 100 * data_s / seconds, .comm_pct = 100 * comm_s / seconds,
+                      .mem_gib = used ? (double)used / (1 << 30) : sk_peak_gib(),
                       .skipped = t->meta.skipped, .reruns = t->meta.reruns, .rollbacks = t->meta.rollbacks,
                       .eta = t->step_seconds * (double)(c->train.steps - t->meta.step)};
   sk_timer_begin(&t->timer, SK_T_METRICS);
