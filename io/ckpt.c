@@ -16,12 +16,6 @@
 
 enum { PATH_CAP = 4096, LEFT_OVER_SECONDS = 3600 };
 
-void sk_ckpt_meta_free(sk_ckpt_meta *m) {
-  sk_free(m->deck);
-  sk_free(m->hf_json);
-  m->deck = m->hf_json = NULL;
-}
-
 static int rank_of(MPI_Comm comm) {
   int rank;
   MPI_Comm_rank(comm, &rank);
@@ -44,6 +38,7 @@ typedef struct summary {
   struct {
     char name[64], hash[SK_HASH_HEX];
     int64_t size;
+    bool side;
   } file[SK_CKPT_MAX_FILES];
 } summary;
 
@@ -76,7 +71,8 @@ static void read_summary(const char *path, summary *s, sk_ckpt_meta *meta, sk_er
       memcpy(s->file[k].name, m->file[k].name, sizeof s->file[k].name);
       memcpy(s->file[k].hash, m->file[k].hash, sizeof s->file[k].hash);
       s->file[k].size = m->file[k].size;
-      model |= strncmp(m->file[k].name, "model", 5) == 0;
+      s->file[k].side = m->file[k].n_dset == 0;
+      model |= !s->file[k].side && strncmp(m->file[k].name, "model", 5) == 0;
     }
     if (!model) sk_fail(e, SK_FAILED, "%s/manifest.json: names no model.h5 or model-1-of-K.h5", path);
     s->meta = *meta = m->meta;
@@ -86,6 +82,16 @@ static void read_summary(const char *path, summary *s, sk_ckpt_meta *meta, sk_er
   }
   sk_manifest_free(m);
   sk_free(m);
+}
+
+/* Rank 0: the side files, whose hashes are known to be right. */
+static void read_sides(const char *path, const summary *s, sk_ckpt_meta *meta, sk_err *e) {
+  for (int k = 0; k < s->n_file && !e->code; k++) {
+    if (!s->file[k].side) continue;
+    char *name = sk_strf("%s/%s", path, s->file[k].name);
+    sk_ckpt_side_read(meta, name, s->file[k].name, e);
+    sk_free(name);
+  }
 }
 
 static void bcast_text(MPI_Comm comm, int64_t len, char **text) {
@@ -104,6 +110,8 @@ int sk_ckpt_open(MPI_Comm comm, const char *path, sk_ckpt_meta *meta, bool *has_
     if (rank != 0) {
       *meta = s->meta;
       meta->deck = meta->hf_json = NULL;
+      meta->side = NULL;
+      meta->n_side = 0;
     }
     bcast_text(comm, s->deck_len, &meta->deck);
     bcast_text(comm, s->hf_len, &meta->hf_json);
@@ -112,6 +120,7 @@ int sk_ckpt_open(MPI_Comm comm, const char *path, sk_ckpt_meta *meta, bool *has_
       check_file(file, s->file[k].size, s->file[k].hash, e);
       sk_free(file);
     }
+    if (sk_agree(comm, e) == SK_OK && rank == 0) read_sides(path, s, meta, e);
     sk_agree(comm, e);
   }
   if (has_optimizer) *has_optimizer = false;
@@ -368,7 +377,8 @@ void sk_ckpt_prune(const char *run_dir, int64_t keep, int64_t keep_every) {
 
 /* This rank's share of a file's slabs (every size-th), against their hashes. */
 static void verify_slabs(MPI_Comm comm, const char *path, const sk_manifest *m, int file, sk_err *e) {
-  int64_t f = sk_h5_open(path, e), rank = rank_of(comm), size = size_of(comm), cap = 0;
+  int64_t f = m->file[file].n_dset ? sk_h5_open(path, e) : -1; // a side file has no slabs
+  int64_t rank = rank_of(comm), size = size_of(comm), cap = 0;
   float *buf = NULL;
   for (int64_t i = rank; f >= 0 && i < m->n_slab && !e->code; i += size) {
     const sk_manifest_slab *x = &m->slab[i];

@@ -1,7 +1,7 @@
 /* ckpt.h: the files of a checkpoint: folder, manifest.json, hashes, publication, choice of the newest
  * whole one, pruning (design sections 2 and 8). Knows datasets and slabs, no model.
  *
- *   RUN/checkpoints/step-00001234/{model.h5, optimizer.h5, manifest.json}     whole (or model-I-of-K.h5 ...)
+ *   RUN/checkpoints/step-00001234/{model.h5, optimizer.h5, manifest.json}     whole (or model-I-of-K.h5 ...), and side files
  *   RUN/checkpoints/step-00001234.tmp.HOST-PID/                               being written or left over
  *   RUN/checkpoints/step-00001234.old.HOST-PID/                               replaced a moment ago
  *   RUN/checkpoints/latest                                                    a hint, never trusted
@@ -14,7 +14,14 @@
 #define SK_CKPT_H
 #include "io/h5.h"
 
-enum { SK_CKPT_RECENT = 64 };
+/* A small file of another program that goes along with a model (tokenizer.json, generation_config.json). */
+typedef struct sk_ckpt_side {
+  char name[64]; /* plain */
+  char *data;
+  size_t size;
+} sk_ckpt_side;
+
+enum { SK_CKPT_RECENT = 64, SK_CKPT_MAX_SIDES = 16, SK_CKPT_MAX_SIDE_BYTES = 256 << 20 };
 
 typedef struct sk_ckpt_meta {
   char run_id[64];
@@ -27,8 +34,19 @@ typedef struct sk_ckpt_meta {
   double recent[SK_CKPT_RECENT];
   char *deck;      /* resolved deck; owned by the struct after a read */
   char *hf_json;   /* HF config.json text: the one given, or one made from the deck; owned likewise */
+  int n_side;          /* rank 0 only, 0 on the others */
+  sk_ckpt_side *side;  /* owned by the struct */
 } sk_ckpt_meta;
 void sk_ckpt_meta_free(sk_ckpt_meta *m);
+
+/* Not collective. Appends a copy of n bytes as a side file. */
+void sk_ckpt_side_add(sk_ckpt_meta *m, const char *name, const void *data, size_t n);
+/* Not collective. Reads a file (at most SK_CKPT_MAX_SIDE_BYTES) as the side file `name`. */
+int sk_ckpt_side_read(sk_ckpt_meta *m, const char *path, const char *name, sk_err *e);
+/* Not collective. The side file of that name, or NULL. */
+const sk_ckpt_side *sk_ckpt_side_find(const sk_ckpt_meta *m, const char *name);
+/* Moves the side files of one checkpoint to another. */
+void sk_ckpt_sides_move(sk_ckpt_meta *to, sk_ckpt_meta *from);
 
 /* One HDF5 file of a checkpoint, by the parts of this rank. */
 typedef struct sk_ckpt_file {
@@ -36,6 +54,7 @@ typedef struct sk_ckpt_file {
   int n_dset, n_slab;
   const sk_dset *dset; /* the same on every rank */
   const sk_slab *slab; /* this rank's; together they cover every dataset once */
+  const sk_source *source; /* when saving: of slabs without data, else NULL; called by the thread that saves */
 } sk_ckpt_file;
 
 /* ---- saving ----
@@ -65,7 +84,7 @@ int sk_ckpt_form_make(MPI_Comm comm, const char *run_dir, const char *run_id, in
 void sk_ckpt_form_free(sk_ckpt_form *form);
 
 /* Every rank calls it; it communicates nothing and waits for nothing. file: as given for the form; they, the slabs'
- * data and the texts in *meta are borrowed until the end. keep > 0: prunes afterwards (sk_ckpt_prune). */
+ * data, the texts and side files in *meta are borrowed until the end. keep > 0: prunes afterwards (sk_ckpt_prune). */
 sk_ckpt_job *sk_ckpt_begin(MPI_Comm comm, const char *run_dir, const sk_ckpt_meta *meta, const sk_ckpt_form *form,
                            const sk_ckpt_file *file, int64_t keep, int64_t keep_every);
 
@@ -81,6 +100,10 @@ int sk_ckpt_end(sk_ckpt_job *job, sk_ckpt_result *r, sk_err *e);
 /* Collective. All of the above at once. bytes (may be NULL): total written. */
 int sk_ckpt_save(MPI_Comm comm, const char *run_dir, const sk_ckpt_meta *meta, int n_file, const sk_ckpt_file *file,
                  int64_t *bytes, sk_err *e);
+
+/* Collective. The same as a folder `path` anywhere, which must not exist (parents are created); no hint. */
+int sk_ckpt_save_as(MPI_Comm comm, const char *path, const sk_ckpt_meta *meta, int n_file, const sk_ckpt_file *file,
+                    int64_t *bytes, sk_err *e);
 
 /* ---- reading ---- */
 

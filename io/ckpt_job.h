@@ -11,4 +11,7 @@ typedef char sk_hash_text[SK_HASH_HEX];
  * hash[n_slab]: XXH3-128 of the slabs as they are in memory; undefined for empty ones. */
 int sk_ckpt_write_file(const char *path, const sk_ckpt_file *f, const sk_h5_form *form, bool structure,
                        sk_hash_text *hash, sk_err *e);
+
+/* A file does not hold what a write said it took. */
+int sk_ckpt_lied(const char *path, const char *where, sk_err *e);
 #endif

@@ -24,14 +24,14 @@ struct sk_ckpt_form {
 };
 
 /* What an earlier process of this very host and number has left (in a container numbers come again soon). */
-static void remove_left_over(const char *dir, const char *who) {
+static void remove_left_over(const char *dir, const char *prefix, const char *who) {
   char **name, *end = sk_strf(".tmp.%s", who);
   int64_t n;
   sk_err e = {0};
   sk_fs_list(dir, &name, &n, &e);
   for (int64_t i = 0; i < n; i++) {
     size_t len = strlen(name[i]), tail = strlen(end);
-    if (len <= tail || strcmp(name[i] + len - tail, end) != 0) continue;
+    if (len <= tail || strncmp(name[i], prefix, strlen(prefix)) != 0 || strcmp(name[i] + len - tail, end) != 0) continue;
     char *path = sk_strf("%s/%s", dir, name[i]);
     sk_fs_remove(path);
     sk_free(path);
@@ -41,27 +41,27 @@ static void remove_left_over(const char *dir, const char *who) {
 }
 
 /* Every rank must find the folder that rank 0 has made. */
-static int check_shared(MPI_Comm comm, const char *run_dir, const sk_ckpt_form *form, sk_err *e) {
+static int check_shared(MPI_Comm comm, const char *dir, const char *prefix, const sk_ckpt_form *form, sk_err *e) {
   int rank;
   MPI_Comm_rank(comm, &rank);
-  char *dir = sk_strf("%s/checkpoints", run_dir), *probe = sk_strf("%s/probe.%s", dir, form->who);
+  char *probe = sk_strf("%s/probe.%s", dir, form->who);
   if (rank == 0 && sk_fs_mkdirs(dir, e) == SK_OK) {
-    remove_left_over(dir, form->who);
+    remove_left_over(dir, prefix, form->who);
     sk_fs_write(probe, "", 0, false, e);
   }
   sk_agree(comm, e);
   if (!e->code && access(probe, F_OK) != 0)
-    sk_fail(e, SK_FAILED, "%s: rank %d on %s does not see what rank 0 writes there; the run folder must be on a file "
-            "system that all nodes share", dir, rank, sk_host());
+    sk_fail(e, SK_FAILED, "%s: rank %d on %s does not see what rank 0 writes there; it must be on a file system "
+            "that all nodes share", dir, rank, sk_host());
   sk_agree(comm, e);
   if (rank == 0) unlink(probe);
   sk_free(probe);
-  sk_free(dir);
   return e->code;
 }
 
-int sk_ckpt_form_make(MPI_Comm comm, const char *run_dir, const char *run_id, int n_file, const sk_ckpt_file *file,
-                      sk_ckpt_form **out, sk_err *e) {
+/* For checkpoints in `dir` whose names begin with `prefix`. */
+static int form_make(MPI_Comm comm, const char *dir, const char *prefix, const char *run_id, int n_file,
+                     const sk_ckpt_file *file, sk_ckpt_form **out, sk_err *e) {
   const char *const attrs[] = {"format", "saker-checkpoint", "run_id", run_id[0] ? run_id : "-", NULL};
   int rank;
   MPI_Comm_rank(comm, &rank);
@@ -74,7 +74,7 @@ int sk_ckpt_form_make(MPI_Comm comm, const char *run_dir, const char *run_id, in
   SK_MPI(MPI_Bcast(form->who, sizeof form->who, MPI_CHAR, 0, comm));
   for (int k = 0; rank == 0 && k < n_file && !e->code; k++)
     sk_h5_form_make(file[k].name, file[k].n_dset, file[k].dset, attrs, &form->file[k], e);
-  if (sk_agree(comm, e) == SK_OK && check_shared(comm, run_dir, form, e) == SK_OK) {
+  if (sk_agree(comm, e) == SK_OK && check_shared(comm, dir, prefix, form, e) == SK_OK) {
     for (int k = 0; k < n_file; k++) {
       sk_h5_form *f = &form->file[k];
       if (rank != 0) f->offset = sk_calloc((size_t)file[k].n_dset, sizeof *f->offset);
@@ -85,6 +85,14 @@ int sk_ckpt_form_make(MPI_Comm comm, const char *run_dir, const char *run_id, in
   } else {
     sk_ckpt_form_free(form);
   }
+  return e->code;
+}
+
+int sk_ckpt_form_make(MPI_Comm comm, const char *run_dir, const char *run_id, int n_file, const sk_ckpt_file *file,
+                      sk_ckpt_form **out, sk_err *e) {
+  char *dir = sk_strf("%s/checkpoints", run_dir);
+  form_make(comm, dir, "step-", run_id, n_file, file, out, e);
+  sk_free(dir);
   return e->code;
 }
 
@@ -112,9 +120,9 @@ struct sk_ckpt_job {
   const sk_ckpt_form *form;
   const sk_ckpt_file *file; /* [form->n_file], borrowed */
   sk_hash_text **hash;      /* [file][slab] */
-  sk_manifest *m;           /* files: size and hash of those that this rank hashes; rank 0: all */
-  char *dir, *tmp;          /* RUN/checkpoints, the tmp folder */
-  char *run_dir;
+  sk_manifest *m;           /* files: size and hash of those that this rank hashes; rank 0: all, and the sides */
+  char *dir, *name, *tmp;   /* the folder, the checkpoint's name in it, path of the tmp folder */
+  char *run_dir;            /* NULL: no hint and no pruning */
   int64_t keep, keep_every;
 };
 
@@ -150,6 +158,22 @@ static bool has_slabs(const sk_ckpt_file *f) {
   return false;
 }
 
+/* Rank 0: the side files, and what the manifest has to say of them. */
+static void write_sides(sk_ckpt_job *j) {
+  const sk_ckpt_meta *t = &j->m->meta;
+  for (int i = 0; i < t->n_side && !j->err.code; i++) {
+    sk_manifest_file *f = &j->m->file[j->form->n_file + i];
+    char *path = sk_strf("%s/%s", j->tmp, f->name);
+    sk_hash_text have;
+    f->size = (int64_t)t->side[i].size;
+    sk_hash_hex(t->side[i].data, t->side[i].size, f->hash);
+    if (sk_fs_write(path, t->side[i].data, t->side[i].size, true, &j->err) == SK_OK &&
+        sk_fs_hash(path, have, &j->err) == SK_OK && strcmp(have, f->hash) != 0)
+      sk_ckpt_lied(path, "its place", &j->err);
+    sk_free(path);
+  }
+}
+
 static void write_work(sk_ckpt_job *j) {
   if (j->rank == 0) sk_fs_mkdirs(j->dir, &j->err);
   // The first to come makes it: nobody waits for rank 0.
@@ -160,15 +184,16 @@ static void write_work(sk_ckpt_job *j) {
     sk_ckpt_write_file(path, &j->file[k], &j->form->file[k], j->rank == 0, j->hash[k], &j->err);
     sk_free(path);
   }
+  if (j->rank == 0) write_sides(j);
 }
 
 /* Rank 0 gets the list of what the ranks wrote. */
 static void gather_slabs(sk_ckpt_job *j) {
   sk_manifest *m = j->m;
-  int n = 0, most = 0;
-  for (int k = 0; k < m->n_file; k++) most += j->file[k].n_slab;
+  int n = 0, most = 0, n_file = j->form->n_file;
+  for (int k = 0; k < n_file; k++) most += j->file[k].n_slab;
   sk_manifest_slab *mine = sk_calloc((size_t)most, sizeof *mine);
-  for (int k = 0; k < m->n_file; k++)
+  for (int k = 0; k < n_file; k++)
     for (int i = 0; i < j->file[k].n_slab; i++) {
       const sk_slab *s = &j->file[k].slab[i];
       int rank = j->file[k].dset[s->dset].rank;
@@ -201,7 +226,7 @@ static void gather_slabs(sk_ckpt_job *j) {
 /* ---- then: size and hash of each file as it lies on the disk, by one rank ---- */
 
 static void hash_work(sk_ckpt_job *j) {
-  for (int k = j->rank; k < j->m->n_file && !j->err.code; k += j->size) {
+  for (int k = j->rank; k < j->form->n_file && !j->err.code; k += j->size) {
     sk_manifest_file *f = &j->m->file[k];
     char *path = file_path(j, k);
     f->size = sk_fs_size(path);
@@ -216,10 +241,11 @@ static void hash_work(sk_ckpt_job *j) {
 /* Each file is known by one rank, the others have zeros. */
 static void gather_hashes(sk_ckpt_job *j) {
   sk_manifest *m = j->m;
-  sk_hash_text *mine = sk_calloc((size_t)m->n_file, sizeof *mine), *all = sk_calloc((size_t)m->n_file, sizeof *all);
-  for (int k = 0; k < m->n_file; k++) memcpy(mine[k], m->file[k].hash, SK_HASH_HEX);
-  SK_MPI(MPI_Reduce(mine, all, m->n_file * SK_HASH_HEX, MPI_BYTE, MPI_BOR, 0, j->comm));
-  for (int k = 0; j->rank == 0 && k < m->n_file; k++) {
+  int n = j->form->n_file;
+  sk_hash_text *mine = sk_calloc((size_t)n, sizeof *mine), *all = sk_calloc((size_t)n, sizeof *all);
+  for (int k = 0; k < n; k++) memcpy(mine[k], m->file[k].hash, SK_HASH_HEX);
+  SK_MPI(MPI_Reduce(mine, all, n * SK_HASH_HEX, MPI_BYTE, MPI_BOR, 0, j->comm));
+  for (int k = 0; j->rank == 0 && k < n; k++) {
     memcpy(m->file[k].hash, all[k], SK_HASH_HEX);
     m->file[k].size = j->form->file[k].size;
   }
@@ -279,36 +305,55 @@ static int publish(const char *tmp, const char *final, sk_err *e) {
 static int check_manifest(const char *path, const char *text, sk_err *e) {
   sk_hash_text want, have;
   sk_hash_hex(text, strlen(text), want);
-  if (sk_fs_hash(path, have, e) == SK_OK && strcmp(want, have) != 0)
-    sk_fail(e, SK_FAILED, "%s: does not hold what was written: the disk, the file system or the memory is at fault", path);
+  if (sk_fs_hash(path, have, e) == SK_OK && strcmp(want, have) != 0) sk_ckpt_lied(path, "its place", e);
   return e->code;
+}
+
+/* Only a run has a hint and older checkpoints. */
+static void after_publishing(sk_ckpt_job *j) {
+  char *latest = sk_strf("%s/latest", j->dir), *hint = sk_strf("%s\n", j->name);
+  sk_fs_write(latest, hint, strlen(hint), true, &j->late);
+  if (j->keep > 0 && !j->late.code) sk_ckpt_prune(j->run_dir, j->keep, j->keep_every);
+  sk_free(latest);
+  sk_free(hint);
 }
 
 /* Manifest, sync, rename, hint; then older ones may go. */
 static void publish_work(sk_ckpt_job *j) {
   if (j->rank != 0) return;
-  char *path = sk_strf("%s/manifest.json", j->tmp), *name = sk_strf("step-%08lld", (long long)j->m->meta.step);
-  char *final = sk_strf("%s/%s", j->dir, name), *latest = sk_strf("%s/latest", j->dir), *hint = sk_strf("%s\n", name);
+  char *path = sk_strf("%s/manifest.json", j->tmp), *final = sk_strf("%s/%s", j->dir, j->name);
   check_cover(j->m);
   char *text = sk_manifest_print(j->m, &j->err);
   if (text && sk_fs_write(path, text, strlen(text), true, &j->err) == SK_OK &&
       check_manifest(path, text, &j->err) == SK_OK && publish(j->tmp, final, &j->err) == SK_OK) {
     sk_fs_sync(j->dir, &j->late);
-    sk_fs_write(latest, hint, strlen(hint), true, &j->late);
-    if (j->keep > 0 && !j->late.code) sk_ckpt_prune(j->run_dir, j->keep, j->keep_every);
+    if (j->run_dir) after_publishing(j);
   }
   sk_free(text);
-  sk_free(hint);
-  sk_free(latest);
   sk_free(final);
-  sk_free(name);
   sk_free(path);
 }
 
 /* ---- all of it ---- */
 
-sk_ckpt_job *sk_ckpt_begin(MPI_Comm comm, const char *run_dir, const sk_ckpt_meta *meta, const sk_ckpt_form *form,
-                           const sk_ckpt_file *file, int64_t keep, int64_t keep_every) {
+static void name_files(sk_ckpt_job *j) {
+  const sk_ckpt_meta *t = &j->m->meta;
+  int n = j->form->n_file, n_side = j->rank == 0 ? t->n_side : 0;
+  SK_CHECK(n + n_side <= SK_CKPT_MAX_FILES, "%d files in a checkpoint", n + n_side);
+  j->m->n_file = n + n_side;
+  for (int i = 0; i < n_side; i++) memcpy(j->m->file[n + i].name, t->side[i].name, sizeof j->m->file->name);
+  for (int k = 0; k < n; k++) {
+    sk_manifest_file *f = &j->m->file[k];
+    snprintf(f->name, sizeof f->name, "%s", j->file[k].name);
+    f->n_dset = j->file[k].n_dset;
+    f->dset = (sk_dset *)(uintptr_t)j->file[k].dset; // read only
+    j->hash[k] = sk_calloc((size_t)j->file[k].n_slab, sizeof *j->hash[k]);
+  }
+}
+
+/* Takes dir and name over. run_dir: NULL outside of a run. */
+static sk_ckpt_job *begin(MPI_Comm comm, char *dir, char *name, const char *run_dir, const sk_ckpt_meta *meta,
+                          const sk_ckpt_form *form, const sk_ckpt_file *file, int64_t keep, int64_t keep_every) {
   sk_ckpt_job *j = sk_calloc(1, sizeof *j);
   j->comm = comm;
   MPI_Comm_rank(comm, &j->rank);
@@ -318,22 +363,22 @@ sk_ckpt_job *sk_ckpt_begin(MPI_Comm comm, const char *run_dir, const sk_ckpt_met
   j->file = file;
   j->keep = keep;
   j->keep_every = keep_every;
-  j->run_dir = sk_strdup(run_dir);
-  j->dir = sk_strf("%s/checkpoints", run_dir);
-  j->tmp = sk_strf("%s/step-%08lld.tmp.%s", j->dir, (long long)meta->step, form->who);
+  j->run_dir = run_dir ? sk_strdup(run_dir) : NULL;
+  j->dir = dir;
+  j->name = name;
+  j->tmp = sk_strf("%s/%s.tmp.%s", dir, name, form->who);
   j->m = sk_calloc(1, sizeof *j->m);
   j->m->meta = *meta;
-  j->m->n_file = form->n_file;
   j->hash = sk_calloc((size_t)form->n_file, sizeof *j->hash);
-  for (int k = 0; k < form->n_file; k++) {
-    sk_manifest_file *f = &j->m->file[k];
-    snprintf(f->name, sizeof f->name, "%s", file[k].name);
-    f->n_dset = file[k].n_dset;
-    f->dset = (sk_dset *)(uintptr_t)file[k].dset; // read only
-    j->hash[k] = sk_calloc((size_t)file[k].n_slab, sizeof *j->hash[k]);
-  }
+  name_files(j);
   start(j, WRITE, write_work);
   return j;
+}
+
+sk_ckpt_job *sk_ckpt_begin(MPI_Comm comm, const char *run_dir, const sk_ckpt_meta *meta, const sk_ckpt_form *form,
+                           const sk_ckpt_file *file, int64_t keep, int64_t keep_every) {
+  return begin(comm, sk_strf("%s/checkpoints", run_dir), sk_strf("step-%08lld", (long long)meta->step), run_dir, meta,
+               form, file, keep, keep_every);
 }
 
 bool sk_ckpt_idle(const sk_ckpt_job *j) { return atomic_load(&j->idle); }
@@ -370,6 +415,7 @@ int sk_ckpt_end(sk_ckpt_job *j, sk_ckpt_result *r, sk_err *e) {
   sk_free(j->m);
   sk_free(j->run_dir);
   sk_free(j->dir);
+  sk_free(j->name);
   sk_free(j->tmp);
   sk_free(j);
   return e->code;
@@ -382,6 +428,30 @@ int sk_ckpt_save(MPI_Comm comm, const char *run_dir, const sk_ckpt_meta *meta, i
   if (sk_ckpt_form_make(comm, run_dir, meta->run_id, n_file, file, &form, e) == SK_OK)
     sk_ckpt_end(sk_ckpt_begin(comm, run_dir, meta, form, file, 0, 0), &r, e);
   sk_ckpt_form_free(form);
+  if (bytes) *bytes = e->code ? 0 : r.bytes;
+  return e->code;
+}
+
+int sk_ckpt_save_as(MPI_Comm comm, const char *path, const sk_ckpt_meta *meta, int n_file, const sk_ckpt_file *file,
+                    int64_t *bytes, sk_err *e) {
+  sk_ckpt_form *form = NULL;
+  sk_ckpt_result r = {0};
+  struct stat st;
+  int rank;
+  MPI_Comm_rank(comm, &rank);
+  char *dir = sk_fs_parent(path), *whole = sk_strdup(path);
+  for (size_t n = strlen(whole); n > 1 && whole[n - 1] == '/'; n--) whole[n - 1] = 0;
+  const char *slash = strrchr(whole, '/');
+  char *name = sk_strdup(slash && slash[1] ? slash + 1 : whole);
+  if (rank == 0 && lstat(whole, &st) == 0) sk_fs_fail(e, path, "created", EEXIST);
+  if (sk_agree(comm, e) == SK_OK && form_make(comm, dir, name, meta->run_id, n_file, file, &form, e) == SK_OK) {
+    sk_ckpt_end(begin(comm, dir, name, NULL, meta, form, file, 0, 0), &r, e);
+  } else {
+    sk_free(dir);
+    sk_free(name);
+  }
+  sk_ckpt_form_free(form);
+  sk_free(whole);
   if (bytes) *bytes = e->code ? 0 : r.bytes;
   return e->code;
 }

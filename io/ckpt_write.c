@@ -16,6 +16,7 @@ typedef struct writer {
   const char *path;
   sk_hash *hash;
   char *buf; /* [BLOCK] */
+  float *slab; /* room for any slab that has no data */
 } writer;
 
 static int write_at(const writer *w, const char *p, size_t n, int64_t at, sk_err *e) {
@@ -54,9 +55,9 @@ static int do_run(const writer *w, const char *data, size_t n, int64_t at, sk_er
 }
 
 /* A slab's elements in row-major order, which is their order in the file as well, by runs that lie together there:
- * some indices of `axis` with everything of the axes behind it. hash: of the whole slab. */
-static int do_slab(const writer *w, const sk_dset *d, const sk_slab *s, int64_t offset, bool back, sk_hash_text hash,
-                   sk_err *e) {
+ * some indices of `axis` with everything of the axes behind it. data: NULL: back from the file. hash: of the whole slab. */
+static int do_slab(const writer *w, const sk_dset *d, const sk_slab *s, int64_t offset, const float *data,
+                   sk_hash_text hash, sk_err *e) {
   int axis = d->rank - 1;
   int64_t run = s->count[axis], runs = 1;
   for (; axis > 0 && s->count[axis] == d->dim[axis]; axis--) run *= s->count[axis - 1];
@@ -68,7 +69,7 @@ static int do_slab(const writer *w, const sk_dset *d, const sk_slab *s, int64_t 
       if (i < axis) index += rest % s->count[i], rest /= s->count[i];
       at += index * stride;
     }
-    do_run(w, back ? NULL : (const char *)(s->data + k * run), (size_t)run * sizeof(float),
+    do_run(w, data ? (const char *)(data + k * run) : NULL, (size_t)run * sizeof(float),
            offset + at * (int64_t)sizeof(float), e);
   }
   sk_hash_take(w->hash, hash);
@@ -81,9 +82,9 @@ static void check_slab(const sk_dset *d, const sk_slab *s) {
              "a slab leaves dataset %s", d->name);
 }
 
-static int lied(const writer *w, const char *where, sk_err *e) {
+int sk_ckpt_lied(const char *path, const char *where, sk_err *e) {
   return sk_fail(e, SK_FAILED, "%s: does not hold what was written at %s: the disk, the file system or the memory is at "
-                 "fault", w->path, where);
+                 "fault", path, where);
 }
 
 /* Writes the slabs (then hash[] gets their hashes) or reads them back and compares. */
@@ -92,11 +93,13 @@ static void do_slabs(const writer *w, const sk_ckpt_file *f, const sk_h5_form *f
   for (int i = 0; i < f->n_slab && !e->code; i++) {
     const sk_slab *s = &f->slab[i];
     const sk_dset *d = &f->dset[s->dset];
+    const float *data = s->data ? s->data : w->slab;
     sk_hash_text read;
     check_slab(d, s);
     if (sk_slab_count(s, d->rank) == 0) continue;
-    do_slab(w, d, s, form->offset[s->dset], back, back ? read : hash[i], e);
-    if (back && !e->code && strcmp(read, hash[i]) != 0) lied(w, d->name, e);
+    if (!back && !s->data && f->source->fill(f->source->arg, i, w->slab, e) != SK_OK) return;
+    do_slab(w, d, s, form->offset[s->dset], back ? NULL : data, back ? read : hash[i], e);
+    if (back && !e->code && strcmp(read, hash[i]) != 0) sk_ckpt_lied(w->path, d->name, e);
   }
 }
 
@@ -115,13 +118,25 @@ static void check_form(const writer *w, const sk_h5_form *form, sk_err *e) {
     for (size_t done = 0; done < form->piece[i].n && !e->code; done += BLOCK) {
       size_t part = form->piece[i].n - done < BLOCK ? form->piece[i].n - done : BLOCK;
       if (read_at(w, w->buf, part, form->piece[i].at + (int64_t)done, e) != SK_OK) return;
-      if (memcmp(w->buf, form->piece[i].data + done, part) != 0) lied(w, "HDF5's structures", e);
+      if (memcmp(w->buf, form->piece[i].data + done, part) != 0) sk_ckpt_lied(w->path, "HDF5's structures", e);
     }
+}
+
+/* Room for the largest slab without data; NULL when all have theirs. */
+static float *make_room(const sk_ckpt_file *f) {
+  int64_t most = 0;
+  for (int i = 0; i < f->n_slab; i++) {
+    const sk_slab *s = &f->slab[i];
+    int64_t count = s->data ? 0 : sk_slab_count(s, f->dset[s->dset].rank);
+    if (count > most) most = count;
+  }
+  SK_CHECK(f->source || most == 0, "%s: slabs without data and without a source", f->name);
+  return most ? sk_malloc((size_t)most * sizeof(float)) : NULL;
 }
 
 int sk_ckpt_write_file(const char *path, const sk_ckpt_file *f, const sk_h5_form *form, bool structure,
                        sk_hash_text *hash, sk_err *e) {
-  writer w = {.path = path, .hash = sk_hash_new(), .buf = sk_malloc(BLOCK)};
+  writer w = {.path = path, .hash = sk_hash_new(), .buf = sk_malloc(BLOCK), .slab = make_room(f)};
   w.fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
   if (w.fd < 0) {
     sk_fs_fail(e, path, "created", errno);
@@ -135,5 +150,6 @@ int sk_ckpt_write_file(const char *path, const sk_ckpt_file *f, const sk_h5_form
   }
   sk_hash_free(w.hash);
   sk_free(w.buf);
+  sk_free(w.slab);
   return e->code;
 }

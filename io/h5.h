@@ -25,8 +25,15 @@ typedef struct sk_dset {
 typedef struct sk_slab {
   int dset; /* index into the list of datasets */
   int64_t start[SK_MAX_DIMS], count[SK_MAX_DIMS];
-  float *data; /* row-major [count]; read from (write) or filled in (read); not owned */
+  float *data; /* row-major [count]; read from (write) or filled in (read); not owned. NULL when writing: the
+                  values come from an sk_source, for models that do not fit into memory */
 } sk_slab;
+
+/* Called for one slab after the other, just before it is written; not collective. slab: index into the list. */
+typedef struct sk_source {
+  int (*fill)(void *arg, int slab, float *out, sk_err *e);
+  void *arg;
+} sk_source;
 
 /* Elements of a slab of `rank` dimensions; 0 for an empty one. */
 int64_t sk_slab_count(const sk_slab *s, int rank);

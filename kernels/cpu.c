@@ -75,6 +75,11 @@ static void cpu_free(sk_device *d, void *p) {
   free(p);
 }
 
+static size_t cpu_used(sk_device *d) {
+  (void)d;
+  return 0;
+}
+
 // ---- streams and events: everything is done when an op returns ----
 
 static sk_stream *cpu_stream_create(sk_device *d) {
@@ -105,13 +110,17 @@ static void cpu_event_destroy(sk_event *ev) {
 }
 
 static void cpu_record(sk_event *ev, sk_stream *s) {
-  (void)ev;
   (void)s;
+  ev->at = sk_now();
 }
 
 static void cpu_wait(sk_stream *s, sk_event *ev) {
   (void)s;
   (void)ev;
+}
+
+static double cpu_elapsed(sk_event *from, sk_event *to) {
+  return to->at - from->at;
 }
 
 void *sk_cpu_scratch(sk_stream *s, size_t bytes) {
@@ -151,6 +160,45 @@ static void cpu_zero(sk_stream *s, void *p, size_t bytes) {
     size_t at = (size_t)i * CHUNK;
     memset((char *)p + at, 0, bytes - at < CHUNK ? bytes - at : CHUNK);
   }
+}
+
+// ---- between ranks: the host's memory is the device's, and nobody else's ----
+
+static bool cpu_event_done(sk_event *ev) {
+  (void)ev;
+  return true;
+}
+
+static int cpu_share(sk_device *d, const void *p, sk_share *out, sk_err *e) {
+  (void)d, (void)p, (void)out;
+  return sk_fail(e, SK_FAILED, "the CPU's ranks do not share memory");
+}
+
+static void *cpu_map(sk_device *d, const sk_share *s, sk_err *e) {
+  (void)d, (void)s;
+  sk_fail(e, SK_FAILED, "the CPU's ranks do not share memory");
+  return NULL;
+}
+
+static void cpu_unmap(sk_device *d, void *base) {
+  (void)d, (void)base;
+}
+
+static sk_event *cpu_event_share(sk_device *d, sk_share *out, sk_err *e) {
+  (void)d, (void)out;
+  sk_fail(e, SK_FAILED, "the CPU's ranks do not share events");
+  return NULL;
+}
+
+static sk_event *cpu_event_map(sk_device *d, const sk_share *s, sk_err *e) {
+  (void)d, (void)s;
+  sk_fail(e, SK_FAILED, "the CPU's ranks do not share events");
+  return NULL;
+}
+
+static void cpu_memory(sk_device *d, size_t *free, size_t *total) {
+  (void)d;
+  *free = *total = 0;
 }
 
 // To the nearest, ties to even; NaN stays NaN.
@@ -214,7 +262,9 @@ const sk_ops sk_cpu_ops = {
     .act = cpu_act,
     .alloc = cpu_alloc,
     .free = cpu_free,
+    .used = cpu_used,
     .stream_create = cpu_stream_create,
+    .copy_stream_create = cpu_stream_create,
     .stream_destroy = cpu_stream_destroy,
     .sync = cpu_sync,
     .range = cpu_range,
@@ -222,14 +272,22 @@ const sk_ops sk_cpu_ops = {
     .event_destroy = cpu_event_destroy,
     .record = cpu_record,
     .wait = cpu_wait,
+    .elapsed = cpu_elapsed,
     .copy = cpu_copy,
     .copy2d = cpu_copy2d,
     .to_host = cpu_copy,
     .from_host = cpu_copy,
     .zero = cpu_zero,
+    .event_done = cpu_event_done,
     .host_alloc = cpu_alloc,
     .host_free = cpu_free,
     .copy_host = cpu_copy,
+    .share = cpu_share,
+    .map = cpu_map,
+    .unmap = cpu_unmap,
+    .event_share = cpu_event_share,
+    .event_map = cpu_event_map,
+    .memory = cpu_memory,
     .cast = cpu_cast,
     .gemm = sk_cpu_gemm,
     .bias = sk_cpu_bias,

@@ -1,5 +1,5 @@
 /* cpu.h: what the files of the CPU device share; private to kernels/. The contract of every op is
- * in ops.h. Work is done when an op returns, so streams hold no queue and events nothing at all.
+ * in ops.h. Work is done when an op returns, so streams hold no queue and events a time.
  *
  * Threads: loops are split so that the bits of a result do not depend on the number of threads.
  * Sums over tokens are cut into blocks that depend on the number of tokens alone; the partial sums
@@ -19,7 +19,7 @@ struct sk_stream {
 };
 
 struct sk_event {
-  char unused;
+  double at; /* sk_now() when it was recorded */
 };
 
 /* Host scratch of at least `bytes`, 256-byte aligned, contents undefined, valid until the next call
@@ -83,10 +83,10 @@ void sk_cpu_attention_grad(sk_stream *s, const sk_attn_dims *dims, void *dq, voi
                            const void *o, const float *lse, const int32_t *start, void *ws);
 
 /* cpu_loss.c */
-void sk_cpu_xent_stats(sk_stream *s, float *stats, const float *logits, const int32_t *label,
-                       int64_t n, int64_t v0, int64_t nv);
+void sk_cpu_xent_stats(sk_stream *s, float *stats, const float *logits, int64_t ld,
+                       const int32_t *label, int64_t n, int64_t v0, int64_t nv);
 void sk_cpu_xent_merge(sk_stream *s, float *stats, const float *part, int64_t parts, int64_t n);
-void sk_cpu_xent_grad(sk_stream *s, float *loss, void *dlogits, const float *logits,
+void sk_cpu_xent_grad(sk_stream *s, float *loss, void *dlogits, const float *logits, int64_t ld,
                       const float *stats, const int32_t *label, double scale, int64_t n, int64_t v0,
                       int64_t nv);
 void sk_cpu_sum(sk_stream *s, double *sum, const float *x, int64_t n);

@@ -23,12 +23,12 @@ static double sum_exp(const float *restrict x, float max, int64_t n) {
   return total;
 }
 
-void sk_cpu_xent_stats(sk_stream *s, float *stats, const float *logits, const int32_t *label,
-                       int64_t n, int64_t v0, int64_t nv) {
+void sk_cpu_xent_stats(sk_stream *s, float *stats, const float *logits, int64_t ld,
+                       const int32_t *label, int64_t n, int64_t v0, int64_t nv) {
   (void)s;
 #pragma omp parallel for schedule(static)
   for (int64_t t = 0; t < n; t++) {
-    const float *row = logits + t * nv;
+    const float *row = logits + t * ld;
     int64_t id = label[t] - v0;
     stats[t] = row_max(row, nv);
     stats[n + t] = (float)sum_exp(row, stats[t], nv);
@@ -59,7 +59,7 @@ static void logit_grad(float *drow, const float *row, float max, float f, int64_
   for (int64_t j = 0; j < nv; j++) drow[j] = f * sk_expf(row[j] - max);
 }
 
-void sk_cpu_xent_grad(sk_stream *s, float *loss, void *dlogits, const float *logits,
+void sk_cpu_xent_grad(sk_stream *s, float *loss, void *dlogits, const float *logits, int64_t ld,
                       const float *stats, const int32_t *label, double scale, int64_t n, int64_t v0,
                       int64_t nv) {
   (void)s;
@@ -69,12 +69,12 @@ void sk_cpu_xent_grad(sk_stream *s, float *loss, void *dlogits, const float *log
     double max = stats[t], sum = stats[n + t];
     loss[t] = counted ? (float)(log(sum) + (max - stats[2 * n + t])) : 0;
     if (!dlogits) continue;
-    float *drow = (float *)dlogits + t * nv;
+    float *drow = (float *)dlogits + t * ld;
     if (!counted) {
       for (int64_t j = 0; j < nv; j++) drow[j] = 0;
       continue;
     }
-    logit_grad(drow, logits + t * nv, stats[t], (float)(scale / sum), nv);
+    logit_grad(drow, logits + t * ld, stats[t], (float)(scale / sum), nv);
     int64_t id = label[t] - v0;
     if (id >= 0 && id < nv) drow[id] -= (float)scale;
   }

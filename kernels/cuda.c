@@ -20,15 +20,12 @@ struct sk_device {
 struct sk_stream {
   sk_device *device;
   cudaStream_t stream;
-  void *scratch, *workspace; // SK_CUDA_SCRATCH, SK_CUDA_WORKSPACE
+  void *scratch, *workspace; // SK_CUDA_SCRATCH, SK_CUDA_WORKSPACE; NULL, as stage, for copies alone
   // Copies from and to the host pass through pinned memory, the halves in turn.
   char *stage[2];
   cudaEvent_t staged[2]; // the last copy of that half
   int turn;
-};
-
-struct sk_event {
-  cudaEvent_t event;
+  size_t used; // of the half before, by small copies from the host
 };
 
 void sk_cuda_check(cudaError_t rc, const char *what, const char *file, int line) {
@@ -160,6 +157,13 @@ static void cuda_free(sk_device *d, void *p) {
   SK_CUDA(cudaFree(p));
 }
 
+static size_t cuda_used(sk_device *d) {
+  size_t left, all;
+  (void)d;
+  SK_CUDA(cudaMemGetInfo(&left, &all));
+  return all - left;
+}
+
 // ---- streams and events ----
 
 static void *must_alloc(size_t bytes) {
@@ -168,10 +172,16 @@ static void *must_alloc(size_t bytes) {
   return p;
 }
 
-static sk_stream *cuda_stream_create(sk_device *d) {
+static sk_stream *cuda_copy_stream_create(sk_device *d) {
   sk_stream *s = sk_calloc(1, sizeof *s);
   s->device = d;
   SK_CUDA(cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking));
+  return s;
+}
+
+static sk_stream *cuda_stream_create(sk_device *d) {
+  sk_stream *s = cuda_copy_stream_create(d);
+  s->used = STAGE;
   s->scratch = must_alloc(SK_CUDA_SCRATCH);
   s->workspace = must_alloc(SK_CUDA_WORKSPACE);
   for (int i = 0; i < 2; i++) {
@@ -184,7 +194,7 @@ static sk_stream *cuda_stream_create(sk_device *d) {
 static void cuda_stream_destroy(sk_stream *s) {
   if (!s) return;
   SK_CUDA(cudaStreamSynchronize(s->stream));
-  for (int i = 0; i < 2; i++) {
+  for (int i = 0; i < 2 && s->scratch; i++) {
     SK_CUDA(cudaFreeHost(s->stage[i]));
     SK_CUDA(cudaEventDestroy(s->staged[i]));
   }
@@ -201,7 +211,7 @@ static void cuda_sync(sk_stream *s) {
 static sk_event *cuda_event_create(sk_device *d) {
   (void)d;
   sk_event *ev = sk_calloc(1, sizeof *ev);
-  SK_CUDA(cudaEventCreateWithFlags(&ev->event, cudaEventDisableTiming));
+  SK_CUDA(cudaEventCreate(&ev->event));
   return ev;
 }
 
@@ -216,6 +226,13 @@ static void cuda_record(sk_event *ev, sk_stream *s) {
 }
 static void cuda_wait(sk_stream *s, sk_event *ev) {
   SK_CUDA(cudaStreamWaitEvent(s->stream, ev->event, 0));
+}
+
+static double cuda_elapsed(sk_event *from, sk_event *to) {
+  float ms;
+  SK_CUDA(cudaEventSynchronize(to->event));
+  SK_CUDA(cudaEventElapsedTime(&ms, from->event, to->event));
+  return 1e-3 * (double)ms;
 }
 
 cudaStream_t sk_cuda_stream(sk_stream *s) {
@@ -235,7 +252,8 @@ void *sk_cuda_workspace(sk_stream *s) {
 }
 
 void *sk_cuda_scratch(sk_stream *s, size_t bytes) {
-  SK_CHECK(bytes <= SK_CUDA_SCRATCH, "%zu bytes of scratch asked for, a stream has %d", bytes,
+  SK_CHECK(s->scratch && bytes <= SK_CUDA_SCRATCH,
+           "%zu bytes of scratch asked for, a stream has %d (one for copies: none)", bytes,
            SK_CUDA_SCRATCH);
   return s->scratch;
 }
@@ -257,6 +275,7 @@ static void cuda_copy2d(sk_stream *s, void *dst, size_t ldd, const void *src, si
 static int next_stage(sk_stream *s) {
   int i = s->turn;
   s->turn = 1 - i;
+  s->used = STAGE;
   SK_CUDA(cudaEventSynchronize(s->staged[i]));
   return i;
 }
@@ -265,12 +284,20 @@ static size_t piece(size_t bytes, size_t at) {
   return bytes - at < STAGE ? bytes - at : STAGE;
 }
 
+// Small copies fill a half one behind the other, so that the host waits for the stream once in
+// STAGE bytes and not at every micro-batch's tokens.
 static void cuda_from_host(sk_stream *s, void *dev, const void *host, size_t bytes) {
   for (size_t at = 0; at < bytes; at += STAGE) {
     size_t n = piece(bytes, at);
-    int i = next_stage(s);
-    memcpy(s->stage[i], (const char *)host + at, n);
-    SK_CUDA(cudaMemcpyAsync((char *)dev + at, s->stage[i], n, cudaMemcpyHostToDevice, s->stream));
+    if (n > STAGE - s->used) {
+      next_stage(s);
+      s->used = 0;
+    }
+    int i = 1 - s->turn;
+    char *pinned = s->stage[i] + s->used;
+    s->used += (n + 15) / 16 * 16;
+    memcpy(pinned, (const char *)host + at, n);
+    SK_CUDA(cudaMemcpyAsync((char *)dev + at, pinned, n, cudaMemcpyHostToDevice, s->stream));
     SK_CUDA(cudaEventRecord(s->staged[i], s->stream));
   }
 }
@@ -301,25 +328,6 @@ static void cuda_zero(sk_stream *s, void *p, size_t bytes) {
   if (bytes) SK_CUDA(cudaMemsetAsync(p, 0, bytes, s->stream));
 }
 
-static void *cuda_host_alloc(sk_device *d, size_t bytes) {
-  (void)d;
-  void *p = NULL;
-  cudaError_t rc = cudaMallocHost(&p, bytes ? bytes : 1);
-  if (rc == cudaSuccess) return p;
-  if (rc != cudaErrorMemoryAllocation) SK_CUDA(rc);
-  cudaGetLastError(); // forget it
-  return NULL;
-}
-
-static void cuda_host_free(sk_device *d, void *p) {
-  (void)d;
-  if (p) SK_CUDA(cudaFreeHost(p));
-}
-
-static void cuda_copy_host(sk_stream *s, void *dst, const void *src, size_t bytes) {
-  if (bytes) SK_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, s->stream));
-}
-
 // ---- the table ----
 
 static const sk_ops ops = {
@@ -331,7 +339,9 @@ static const sk_ops ops = {
     .act = cuda_act,
     .alloc = cuda_alloc,
     .free = cuda_free,
+    .used = cuda_used,
     .stream_create = cuda_stream_create,
+    .copy_stream_create = cuda_copy_stream_create,
     .stream_destroy = cuda_stream_destroy,
     .sync = cuda_sync,
     .range = sk_cuda_range,
@@ -339,14 +349,22 @@ static const sk_ops ops = {
     .event_destroy = cuda_event_destroy,
     .record = cuda_record,
     .wait = cuda_wait,
+    .elapsed = cuda_elapsed,
     .copy = cuda_copy,
     .copy2d = cuda_copy2d,
     .to_host = cuda_to_host,
     .from_host = cuda_from_host,
     .zero = cuda_zero,
-    .host_alloc = cuda_host_alloc,
-    .host_free = cuda_host_free,
-    .copy_host = cuda_copy_host,
+    .event_done = sk_cuda_event_done,
+    .host_alloc = sk_cuda_host_alloc,
+    .host_free = sk_cuda_host_free,
+    .copy_host = sk_cuda_copy_host,
+    .share = sk_cuda_share,
+    .map = sk_cuda_map,
+    .unmap = sk_cuda_unmap,
+    .event_share = sk_cuda_event_share,
+    .event_map = sk_cuda_event_map,
+    .memory = sk_cuda_memory,
     .cast = sk_cuda_cast,
     .gemm = sk_cuda_gemm,
     .bias = sk_cuda_bias,

@@ -5,24 +5,39 @@ namespace {
 
 // ---- loss: one block of threads for a token ----
 
+// A running maximum and the sum of exponentials below it.
+struct softmax_sum {
+  float max = -INFINITY, sum = 0;
+  template <int V>
+  __device__ void add(const float (&x)[V]) {
+    float top = max;
+#pragma unroll
+    for (int j = 0; j < V; j++) top = fmaxf(top, x[j]);
+    sum *= expf(max - top);
+#pragma unroll
+    for (int j = 0; j < V; j++) sum += expf(x[j] - top);
+    max = top;
+  }
+};
+
 template <int V>
-__global__ void xent_stats(float *stats, const float *logits, const int32_t *label, int64_t n,
-                           int64_t v0, int64_t nv) {
+__global__ void xent_stats(float *stats, const float *logits, int64_t ld, const int32_t *label,
+                           int64_t n, int64_t v0, int64_t nv) {
   int64_t t = blockIdx.x;
-  const float *row = logits + t * nv;
-  float max = -INFINITY, sum = 0, x[V];
-  for (int64_t c = threadIdx.x * V; c < nv; c += blockDim.x * V) {
+  const float *row = logits + t * ld;
+  softmax_sum s;
+  float x[V], one[1];
+#pragma unroll 2
+  for (int64_t c = threadIdx.x * V; c + V <= nv; c += blockDim.x * V) {
     load(x, row + c);
-#pragma unroll
-    for (int j = 0; j < V; j++) max = fmaxf(max, x[j]);
+    s.add(x);
   }
-  max = block_all(max, -INFINITY, larger());
-  for (int64_t c = threadIdx.x * V; c < nv; c += blockDim.x * V) {
-    load(x, row + c);
-#pragma unroll
-    for (int j = 0; j < V; j++) sum += expf(x[j] - max);
+  for (int64_t c = nv / V * V + threadIdx.x; c < nv; c += blockDim.x) {
+    load(one, row + c);
+    s.add(one);
   }
-  sum = block_sum(sum);
+  float max = block_all(s.max, -INFINITY, larger());
+  float sum = block_sum(s.sum * expf(s.max - max));
   if (threadIdx.x > 0) return;
   int64_t id = label[t] - v0;
   stats[t] = max;
@@ -46,26 +61,43 @@ __global__ void xent_merge(float *stats, const float *part, int64_t parts, int64
   }
 }
 
-// out may be logits.
-template <int V, class T>
-__global__ void xent_grad(float *loss, T *out, const float *logits, const float *stats,
-                          const int32_t *label, double scale, int64_t n, int64_t v0, int64_t nv) {
-  int64_t t = blockIdx.x, id = label[t] - v0;
-  bool counted = label[t] >= 0;
-  float max = stats[t], f = counted ? (float)(scale / (double)stats[n + t]) : 0, x[V];
-  if (threadIdx.x == 0)
-    loss[t] =
-        counted ? (float)(log((double)stats[n + t]) + ((double)max - (double)stats[2 * n + t])) : 0;
-  if (!out) return;
-  for (int64_t c = threadIdx.x * V; c < nv; c += blockDim.x * V) {
-    load(x, logits + t * nv + c);
+// A token's row of the gradient: scale * (softmax - onehot).
+struct xent_row {
+  float max, f, scale; // f: scale / sum of the exponentials
+  int64_t id;          // the label's column
+  bool counted;
+  template <int V, class T>
+  __device__ void columns(T *out, const float *logits, int64_t c) const {
+    float x[V];
+    load(x, logits + c);
 #pragma unroll
     for (int j = 0; j < V; j++) {
       x[j] = counted ? f * expf(x[j] - max) : 0;
-      if (counted && c + j == id) x[j] -= (float)scale;
+      if (counted && c + j == id) x[j] -= scale;
     }
-    store(out + t * nv + c, x);
+    store(out + c, x);
   }
+};
+
+// out may be logits.
+template <int V, class T>
+__global__ void xent_grad(float *loss, T *out, const float *logits, int64_t ld, const float *stats,
+                          const int32_t *label, double scale, int64_t n, int64_t v0, int64_t nv) {
+  int64_t t = blockIdx.x;
+  bool counted = label[t] >= 0;
+  float f = counted ? (float)(scale / (double)stats[n + t]) : 0;
+  const xent_row r = {stats[t], f, (float)scale, label[t] - v0, counted};
+  if (threadIdx.x == 0)
+    loss[t] =
+        counted ? (float)(log((double)stats[n + t]) + ((double)stats[t] - (double)stats[2 * n + t]))
+                : 0;
+  if (!out) return;
+  out += t * ld, logits += t * ld;
+#pragma unroll 2
+  for (int64_t c = threadIdx.x * V; c + V <= nv; c += blockDim.x * V)
+    r.template columns<V>(out, logits, c);
+  for (int64_t c = nv / V * V + threadIdx.x; c < nv; c += blockDim.x)
+    r.template columns<1>(out, logits, c);
 }
 
 // In index order: threads fetch, one adds.
@@ -136,15 +168,16 @@ __global__ void update(T *w, float *p, float *m, float *v, const float *g, int64
 
 extern "C" {
 
-void sk_cuda_xent_stats(sk_stream *s, float *stats, const float *logits, const int32_t *label,
-                        int64_t n, int64_t v0, int64_t nv) {
+void sk_cuda_xent_stats(sk_stream *s, float *stats, const float *logits, int64_t ld,
+                        const int32_t *label, int64_t n, int64_t v0, int64_t nv) {
   if (n == 0) return;
-  if (fits(4, {nv}, {logits}))
-    xent_stats<4><<<(unsigned)n, row_threads(nv / 4, 512), 0, sk_cuda_stream(s)>>>(
-        stats, logits, label, n, v0, nv);
+  cudaStream_t st = sk_cuda_stream(s);
+  if (fits(4, {ld}, {logits}))
+    xent_stats<4>
+        <<<(unsigned)n, row_threads(nv / 4, 512), 0, st>>>(stats, logits, ld, label, n, v0, nv);
   else
-    xent_stats<1><<<(unsigned)n, row_threads(nv, 512), 0, sk_cuda_stream(s)>>>(stats, logits, label,
-                                                                               n, v0, nv);
+    xent_stats<1>
+        <<<(unsigned)n, row_threads(nv, 512), 0, st>>>(stats, logits, ld, label, n, v0, nv);
   SK_CUDA(cudaGetLastError());
 }
 
@@ -154,21 +187,21 @@ void sk_cuda_xent_merge(sk_stream *s, float *stats, const float *part, int64_t p
   SK_CUDA(cudaGetLastError());
 }
 
-void sk_cuda_xent_grad(sk_stream *s, float *loss, void *dlogits, const float *logits,
+void sk_cuda_xent_grad(sk_stream *s, float *loss, void *dlogits, const float *logits, int64_t ld,
                        const float *stats, const int32_t *label, double scale, int64_t n,
                        int64_t v0, int64_t nv) {
   if (n == 0) return;
   by_type(
       s,
       [&](int V) {
-        return fits(V, {nv}, {dlogits, logits});
+        return fits(V, {ld}, {dlogits, logits});
       },
       [&](auto tag, auto v) {
         typedef SK_TYPE(tag) T;
         constexpr int V = SK_NUMBER(v);
         int threads = dlogits ? row_threads(nv / V, 512) : 32;
         xent_grad<V><<<(unsigned)n, threads, 0, sk_cuda_stream(s)>>>(
-            loss, (T *)dlogits, logits, stats, label, scale, n, v0, nv);
+            loss, (T *)dlogits, logits, ld, stats, label, scale, n, v0, nv);
       });
   SK_CUDA(cudaGetLastError());
 }

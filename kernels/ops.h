@@ -33,6 +33,13 @@ typedef struct sk_device sk_device; /* backend-private; one per process */
 typedef struct sk_stream sk_stream; /* an ordered queue of work on one device */
 typedef struct sk_event sk_event;   /* a mark in a stream that another stream can wait for */
 
+/* Device memory or an event of another process on the same node, as that process describes it. Plain
+ * data: sent by the caller, in any way. */
+typedef struct sk_share {
+  unsigned char handle[64];
+  uint64_t offset; /* of memory: from the start of its allocation */
+} sk_share;
+
 /* Attention: queries are tokens q0 .. q0+Tq-1 of a sequence whose keys 0 .. Tk-1 are given. */
 typedef struct sk_attn_dims {
   int64_t b, Tq, Tk, q0;      /* sequences, queries and keys per sequence, first query's position */
@@ -90,7 +97,12 @@ typedef struct sk_ops {
   /* Device memory, 256-byte aligned, contents undefined; NULL when there is not enough. */
   void *(*alloc)(sk_device *, size_t bytes);
   void (*free)(sk_device *, void *);
+  /* Bytes of the device's memory that are taken, by all that run on it; 0 on the CPU, whose memory is
+   * the process's. */
+  size_t (*used)(sk_device *);
   sk_stream *(*stream_create)(sk_device *);
+  /* A stream for copies and events alone: it has no scratch for other ops. */
+  sk_stream *(*copy_stream_create)(sk_device *);
   void (*stream_destroy)(sk_stream *);
   /* A named range of the host's time line for profilers, nested; NULL ends the innermost one. */
   void (*range)(const char *name);
@@ -99,6 +111,8 @@ typedef struct sk_ops {
   void (*event_destroy)(sk_event *);
   void (*record)(sk_event *, sk_stream *);
   void (*wait)(sk_stream *, sk_event *); /* later work in the stream waits for the event */
+  /* Seconds between two marks that were made; waits for the second. */
+  double (*elapsed)(sk_event *from, sk_event *to);
   /* Host memory is plain. to_host returns when the data is there. from_host returns when the host's
    * memory may be used again; work enqueued later finds the data. */
   void (*copy)(sk_stream *, void *dst, const void *src, size_t bytes); /* device to device */
@@ -108,11 +122,29 @@ typedef struct sk_ops {
   void (*to_host)(sk_stream *, void *host, const void *dev, size_t bytes);
   void (*from_host)(sk_stream *, void *dev, const void *host, size_t bytes);
   void (*zero)(sk_stream *, void *p, size_t bytes);
+
+  /* ---- for what passes between ranks ---- */
+  /* Whether what the event marks is over; does not wait. An event that was never recorded is. */
+  bool (*event_done)(sk_event *);
   /* Host memory that the device itself copies from and to; NULL when there is not enough. */
   void *(*host_alloc)(sk_device *, size_t bytes);
   void (*host_free)(sk_device *, void *);
   /* Like copy, with one side in memory of host_alloc: asynchronous for the host as well. */
   void (*copy_host)(sk_stream *, void *dst, const void *src, size_t bytes);
+  /* Describes the memory that p lies in to another process of this node, which maps it: map gives
+   * the start of the allocation. Both give an error where the devices or the system cannot. Who owns
+   * the memory frees it after the other has unmapped it. */
+  int (*share)(sk_device *, const void *p, sk_share *, sk_err *e);
+  void *(*map)(sk_device *, const sk_share *, sk_err *e);
+  void (*unmap)(sk_device *, void *base);
+  /* An event that another process can map: this one records it, that one's streams wait for it.
+   * event_destroy ends either; NULL and *e where it cannot be. */
+  sk_event *(*event_share)(sk_device *, sk_share *, sk_err *e);
+  sk_event *(*event_map)(sk_device *, const sk_share *, sk_err *e);
+  /* Bytes of the device's memory that nobody uses, and all of it; 0 and 0 where that is not known. */
+  void (*memory)(sk_device *, size_t *free, size_t *total);
+
+  /* ---- arithmetic ---- */
   void (*cast)(sk_stream *, void *dst, sk_dtype to, const void *src, sk_dtype from, int64_t n);
 
   /* ---- linear algebra ---- */
@@ -222,18 +254,20 @@ typedef struct sk_ops {
   /* S[i,:] = keep[i] * S[i,:] + F[i,:], i < rows. fp32. */
   void (*fade_add)(sk_stream *, float *S, const float *keep, const float *F, int64_t rows, int64_t cols);
 
-  /* ---- loss over one slice of n tokens (2.6); logits fp32 [n, nv] for vocabulary v0 .. v0+nv-1 ---- */
+  /* ---- loss over one slice of n tokens (2.6); logits fp32 [n, nv] for vocabulary v0 .. v0+nv-1, in rows
+   * of stride ld ---- */
   /* stats[3][n]: max, sum of exp(logit - max), the label's logit (0 when it is not here). label < 0:
    * token not counted. */
-  void (*xent_stats)(sk_stream *, float *stats, const float *logits, const int32_t *label, int64_t n,
-                     int64_t v0, int64_t nv);
+  void (*xent_stats)(sk_stream *, float *stats, const float *logits, int64_t ld, const int32_t *label,
+                     int64_t n, int64_t v0, int64_t nv);
   /* Statistics over the whole vocabulary from those of its `parts` parts, part[parts][3][n]. */
   void (*xent_merge)(sk_stream *, float *stats, const float *part, int64_t parts, int64_t n);
   /* From statistics over the whole vocabulary: loss[n] = log(sum) + max - label's logit (0 when not
-   * counted) and dlogits = scale * (softmax - onehot), act (may be the same memory as logits when
-   * act is fp32; NULL: loss only). */
-  void (*xent_grad)(sk_stream *, float *loss, void *dlogits, const float *logits, const float *stats,
-                    const int32_t *label, double scale, int64_t n, int64_t v0, int64_t nv);
+   * counted) and dlogits = scale * (softmax - onehot), act, rows of stride ld (may be the same
+   * memory as logits when act is fp32; NULL: loss only). */
+  void (*xent_grad)(sk_stream *, float *loss, void *dlogits, const float *logits, int64_t ld,
+                    const float *stats, const int32_t *label, double scale, int64_t n, int64_t v0,
+                    int64_t nv);
   /* *sum += x[0] + ... + x[n-1] in index order (double, on the device). */
   void (*sum)(sk_stream *, double *sum, const float *x, int64_t n);
 

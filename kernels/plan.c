@@ -63,6 +63,14 @@ static size_t plan_ssd_grad_ws(sk_dtype act, const sk_ssd_dims *dims) {
 
 static void plan_free(sk_device *d, void *p) {}
 
+static size_t plan_used(sk_device *d) {
+  return 0;
+}
+
+static double plan_elapsed(sk_event *from, sk_event *to) {
+  return 0;
+}
+
 static void plan_stream_destroy(sk_stream *s) {}
 
 static void plan_range(const char *name) { (void)name; }
@@ -86,9 +94,34 @@ static void plan_from_host(sk_stream *s, void *dev, const void *host, size_t byt
 
 static void plan_zero(sk_stream *s, void *p, size_t bytes) {}
 
-static void *plan_host_alloc(sk_device *d, size_t bytes) { return NULL; }
+static bool plan_event_done(sk_event *ev) {
+  return true;
+}
 
-static void plan_copy_host(sk_stream *s, void *dst, const void *src, size_t bytes) {}
+static void plan_host_free(sk_device *d, void *p) {}
+
+static int plan_share(sk_device *d, const void *p, sk_share *out, sk_err *e) {
+  return sk_fail(e, SK_FAILED, "the planning device has no memory to share");
+}
+
+static void *plan_map(sk_device *d, const sk_share *s, sk_err *e) {
+  sk_fail(e, SK_FAILED, "the planning device maps no memory");
+  return NULL;
+}
+
+static sk_event *plan_event_share(sk_device *d, sk_share *out, sk_err *e) {
+  sk_fail(e, SK_FAILED, "the planning device has no events to share");
+  return NULL;
+}
+
+static sk_event *plan_event_map(sk_device *d, const sk_share *s, sk_err *e) {
+  sk_fail(e, SK_FAILED, "the planning device maps no events");
+  return NULL;
+}
+
+static void plan_memory(sk_device *d, size_t *free, size_t *total) {
+  *free = *total = 0;
+}
 
 static void plan_cast(sk_stream *s, void *dst, sk_dtype to, const void *src, sk_dtype from,
                       int64_t n) {}
@@ -188,12 +221,12 @@ static void plan_fade_add(sk_stream *s, float *S, const float *keep, const float
 static void plan_xent_merge(sk_stream *s, float *stats, const float *part, int64_t parts,
                             int64_t n) {}
 
-static void plan_xent_stats(sk_stream *s, float *stats, const float *logits, const int32_t *label,
-                            int64_t n, int64_t v0, int64_t nv) {}
+static void plan_xent_stats(sk_stream *s, float *stats, const float *logits, int64_t ld,
+                            const int32_t *label, int64_t n, int64_t v0, int64_t nv) {}
 
 static void plan_xent_grad(sk_stream *s, float *loss, void *dlogits, const float *logits,
-                           const float *stats, const int32_t *label, double scale, int64_t n,
-                           int64_t v0, int64_t nv) {}
+                           int64_t ld, const float *stats, const int32_t *label, double scale,
+                           int64_t n, int64_t v0, int64_t nv) {}
 
 static void plan_sum(sk_stream *s, double *sum, const float *x, int64_t n) {}
 
@@ -212,7 +245,9 @@ const sk_ops sk_plan_ops = {
     .act = plan_act,
     .alloc = plan_alloc,
     .free = plan_free,
+    .used = plan_used,
     .stream_create = plan_stream_create,
+    .copy_stream_create = plan_stream_create,
     .stream_destroy = plan_stream_destroy,
     .sync = plan_sync,
     .range = plan_range,
@@ -220,14 +255,22 @@ const sk_ops sk_plan_ops = {
     .event_destroy = plan_event_destroy,
     .record = plan_record,
     .wait = plan_wait,
+    .elapsed = plan_elapsed,
     .copy = plan_copy,
     .copy2d = plan_copy2d,
     .to_host = plan_to_host,
     .from_host = plan_from_host,
     .zero = plan_zero,
-    .host_alloc = plan_host_alloc,
-    .host_free = plan_free,
-    .copy_host = plan_copy_host,
+    .event_done = plan_event_done,
+    .host_alloc = plan_alloc,
+    .host_free = plan_host_free,
+    .copy_host = plan_copy,
+    .share = plan_share,
+    .map = plan_map,
+    .unmap = plan_free,
+    .event_share = plan_event_share,
+    .event_map = plan_event_map,
+    .memory = plan_memory,
     .cast = plan_cast,
     .gemm = plan_gemm,
     .bias = plan_bias,

@@ -2,6 +2,7 @@
  * ceilings measured in the same run: a large GEMM and a large copy. Bytes count every tensor read and written
  * once; FLOPs are those of spec section 8 (causal half). */
 #include "src/bench.h"
+#include "src/device.h"
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -308,16 +309,22 @@ static void swiglu(bench *k) {
 static void run_xent(void *arg) { /* p: logits, stats, label, loss, dlogits */
   call *c = arg;
   bench *k = c->k;
-  if (!c->grad) k->op->xent_stats(k->st, c->p[1], c->p[0], c->p[2], c->d[0], 0, c->d[1]);
-  else k->op->xent_grad(k->st, c->p[3], c->p[4], c->p[0], c->p[1], c->p[2], 1e-3, c->d[0], 0, c->d[1]);
+  if (!c->grad) k->op->xent_stats(k->st, c->p[1], c->p[0], c->d[2], c->p[2], c->d[0], 0, c->d[1]);
+  else k->op->xent_grad(k->st, c->p[3], c->p[4], c->p[0], c->d[2], c->p[1], c->p[2], 1e-3, c->d[0], 0, c->d[1]);
+}
+
+/* A slice of the loss as in head.c. */
+static int64_t slice_stride(const bench *k) { return (k->m->vocab_size + 63) / 64 * 64; }
+static int64_t slice_tokens(const bench *k) {
+  int64_t n = (128 << 20) / k->m->vocab_size;
+  return n < 1 ? 1 : n < k->n ? n : k->n;
 }
 
 static void xent(bench *k) {
-  int64_t V = k->m->vocab_size, n = (16 << 20) / V < k->n ? (16 << 20) / V : k->n; /* a slice of the loss */
-  if (n < 1) n = 1;
+  int64_t V = k->m->vocab_size, n = slice_tokens(k), ld = slice_stride(k);
   size_t mark = sk_arena_mark(&k->mem);
-  call c = {.k = k, .d = {n, V},
-            .p = {f32(k, n * V), f32(k, 3 * n), ints(k, n, V), f32(k, n), sk_arena_take(&k->mem, (size_t)(n * V) * k->e)}};
+  call c = {.k = k, .d = {n, V, ld},
+            .p = {f32(k, n * ld), f32(k, 3 * n), ints(k, n, V), f32(k, n), sk_arena_take(&k->mem, (size_t)(n * ld) * k->e)}};
   char shape[64];
   snprintf(shape, sizeof shape, "%lld x %lld", (long long)n, (long long)V);
   double bytes = (double)(n * V);
@@ -371,8 +378,10 @@ static size_t memory_needed(const bench *k) {
   sk_ssd_dims s = {.b = k->b_seq, .T = k->T, .nh = m->mamba_n_heads, .P = m->mamba_d_head, .G = m->mamba_n_groups,
                    .N = m->mamba_d_state, .Q = m->mamba_chunk_size};
   size_t ssd_bytes = k->op->ssd_ws(k->act, &s) + k->op->ssd_grad_ws(k->act, &s);
+  size_t slice_bytes = (size_t)slice_tokens(k) * (size_t)slice_stride(k) * 3 * sizeof(float);
   size_t ceiling = strcmp(k->op->name, "cpu") == 0 ? (size_t)600 << 20 : (size_t)3 << 30;
   size_t need = (size_t)(k->n * widest) * 5 * sizeof(float) + (size_t)(widest * m->hidden_size) * 10 + ssd_bytes;
+  if (need < slice_bytes) need = slice_bytes;
   return (need > ceiling ? need : ceiling) + ((size_t)256 << 20);
 }
 
@@ -381,7 +390,7 @@ int sk_bench_ops(sk_bench *b, sk_err *e) {
   bench k = {.b = b, .op = b->op, .m = &c->layer[0].m, .b_seq = c->train.micro_batch, .T = c->data.sequence, .key = 1};
   if (b->ranks != 1) return sk_fail(e, SK_USAGE, "saker bench ops: one rank only");
   k.n = k.b_seq * k.T;
-  k.act = SK_F32;
+  k.act = sk_device_act(b->op, c);
   k.e = sk_dtype_size(k.act);
   if (!(k.dev = b->op->open(0, k.act, e))) return e->code;
   k.st = b->op->stream_create(k.dev);

@@ -2,9 +2,10 @@
 #include "src/bench.h"
 #include "src/layout.h"
 #include "src/progress.h"
-#include "src/timer.h"
+#include "src/trace.h"
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 typedef struct state {
   sk_engine engine;
@@ -65,11 +66,57 @@ static double measure(sk_bench *b, state *s) {
   return median;
 }
 
+/* ---- where the device's time goes ---- */
+
+enum { LINES = 128 };
+
+/* One more step under the trace. *gemm_pct: the matrix products' share of the ops' time. */
+static json_t *breakdown(sk_bench *b, state *s, double seconds, double *gemm_pct) {
+  sk_ctx *c = &s->engine.ctx;
+  sk_trace_line line[LINES];
+  sk_timer timer;
+  const sk_ops *op = c->op;
+  json_t *all = json_array();
+  double sum = 0, gemm = 0;
+  sk_timer_start(&timer);
+  c->timer = &timer;
+  c->op = sk_trace_open(op, c->dev, &timer);
+  one_step(s, b->cfg, b->warmup + b->repeat + 1);
+  int n = sk_trace_read(line, LINES);
+  sk_trace_close();
+  c->op = op;
+  c->timer = NULL;
+  for (int i = 0; i < n; i++) {
+    sum += line[i].seconds;
+    if (strncmp(line[i].op, "gemm", 4) == 0) gemm += line[i].seconds;
+  }
+  *gemm_pct = sum > 0 ? 100 * gemm / sum : 0;
+  sk_say("\n%-20s %-16s %6s %10s %6s %9s", "section", "op", "calls", "ms", "%", "TFLOP/s");
+  for (int i = 0; i < n; i++) {
+    const sk_trace_line *l = &line[i];
+    double tflops = l->flops > 0 ? 1e-12 * l->flops / l->seconds : 0;
+    char rate[16] = "";
+    if (tflops > 0) snprintf(rate, sizeof rate, "%.1f", tflops);
+    sk_say("%-20s %-16s %6lld %10.3f %6.1f %9s", sk_timer_name(l->section), l->op, (long long)l->calls,
+           1e3 * l->seconds, 100 * l->seconds / seconds, rate);
+    json_array_append_new(all, json_pack("{s:s, s:s, s:I, s:f, s:f}", "section", sk_timer_name(l->section), "op", l->op,
+                                         "calls", (json_int_t)l->calls, "ms", 1e3 * l->seconds, "tflops", tflops));
+  }
+  sk_say("%-20s %-16s %6s %10.3f %6.1f", "all ops", "", "", 1e3 * sum, 100 * sum / seconds);
+  sk_say("%-20s %-16s %6s %10.3f %6.1f", "matrix products", "", "", 1e3 * gemm, 100 * gemm / seconds);
+  return all;
+}
+
+static double peak_gib(const sk_engine *g) {
+  size_t used = g->ctx.op->used(g->ctx.dev);
+  return used ? (double)used / (1 << 30) : sk_peak_gib();
+}
+
 static void report(sk_bench *b, state *s, double seconds) {
   const sk_config *c = b->cfg;
   const sk_engine *g = &s->engine;
   double tokens = (double)(c->train.global_batch * c->data.sequence), T = (double)c->data.sequence;
-  double flops = 3 * sk_model_flops(c, (int64_t)T) * tokens / seconds, gib = sk_peak_gib();
+  double flops = 3 * sk_model_flops(c, (int64_t)T) * tokens / seconds, gib = peak_gib(g);
   const char *device = g->ctx.op->describe(g->ctx.dev);
   SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &gib, 1, MPI_DOUBLE, MPI_MAX, s->grid.world));
   sk_say("%s on %d rank%s (tp %d x cp %d x pp %d x dp %d), %s", b->model, b->ranks, b->ranks == 1 ? "" : "s",
@@ -89,6 +136,9 @@ static void report(sk_bench *b, state *s, double seconds) {
   json_object_set_new(o, "step_ms", json_real(1e3 * seconds));
   json_object_set_new(o, "model_tflops", json_real(1e-12 * flops));
   json_object_set_new(o, "peak_gib", json_real(gib));
+  double gemm_pct;
+  json_object_set_new(o, "ops", breakdown(b, s, seconds, &gemm_pct));
+  json_object_set_new(o, "gemm_pct", json_real(gemm_pct));
   if (!b->results) json_decref(o);
   sk_timer_print(&s->timer, s->grid.world);
 }

@@ -70,7 +70,8 @@ typedef struct sk_config {
     int n_groups;
     sk_param_group *groups;
   } optimizer;
-  struct { int64_t tp, cp, pp, virtual_stages; int schedule; } parallel; /* SK_SCHED_... (schedule.h) */
+  struct { int64_t tp, cp, pp, virtual_stages; int schedule, transport; } parallel; /* SK_SCHED_... (schedule.h),
+                                                     SK_TRANSPORT_... (transport.h) */
   struct { int64_t every, keep, keep_every, files; bool async; } checkpoint;
   struct { int64_t every; bool tensorboard; char *trace; } log;
   struct { double step, other, straggler; int64_t replicas; } watch;
@@ -90,12 +91,17 @@ void sk_config_free(sk_config *c);
  * names the text in messages. */
 int sk_config_from_hf(const char *json, const char *where, sk_config *c, sk_err *e);
 
-/* Not collective. A resolved deck (of a checkpoint) as a config. `where` names it in messages. */
+/* Not collective. A resolved deck (of a checkpoint) as a config; that of a converted model has a model section
+ * only, and other keys then have their defaults. `where` names it in messages. */
 int sk_config_from_resolved(const char *resolved, const char *where, sk_config *c, sk_err *e);
 
 /* Not collective. Lists what differs between two resolved decks and may not change on a restart
  * (design section 2, restart contract): SK_OK, or SK_USAGE with the diff in e. */
 int sk_config_restart_diff(const char *old_resolved, const char *new_resolved, sk_err *e);
+
+/* Not collective. The same for the model's keys alone: whether the weights of one deck's run are those of the
+ * other's model. */
+int sk_config_model_diff(const char *old_resolved, const char *new_resolved, sk_err *e);
 
 /* --help-keys [PREFIX] and --print-defaults, to stdout. prefix may be NULL; false: no key begins with it. */
 bool sk_config_help_keys(const char *prefix);

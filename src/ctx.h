@@ -10,8 +10,8 @@
 /* A weight gradient that is put off: dw[out,in] += alpha * dy[n,out]^T x[n,in]. */
 typedef struct sk_wgrad {
   float *dw;
-  const void *dy, *x;
-  int64_t n, out, in;
+  const void *dy, *x; /* rows of stride ldy, in */
+  int64_t ldy, n, out, in;
   double alpha;
 } sk_wgrad;
 

@@ -72,7 +72,7 @@ static void feed_piece(sk_decoder *d, const int32_t *ids, int64_t n, bool last) 
   sk_slot_begin(m, c, s, &t, false);
   s->ids = d->ids;
   const void *hidden = sk_model_hidden(m, c, s, d->cache);
-  if (last) sk_model_logits(m, c, d->logits, sk_at(c, hidden, (n - 1) * m->cfg->hidden_size), 1);
+  if (last) sk_model_logits(m, c, d->logits, m->nv, sk_at(c, hidden, (n - 1) * m->cfg->hidden_size), 1);
   c->op->sync(c->st);
   d->pos += n;
   sk_free(zero);

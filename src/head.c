@@ -2,15 +2,16 @@
 #include "src/model.h"
 #include "src/shard.h"
 
-void sk_model_logits(sk_model *m, sk_ctx *c, float *logits, const void *hidden, int64_t n) {
+void sk_model_logits(sk_model *m, sk_ctx *c, float *logits, int64_t ld, const void *hidden, int64_t n) {
   int64_t d = m->cfg->hidden_size;
   c->op->gemm(c->st, false, true, n, m->nv, d, m->cfg->lm_head_multiplier, hidden, d, sk_weight(c, m->head),
-              d, 0, logits, m->nv, SK_F32);
+              d, 0, logits, ld, SK_F32);
 }
 
-/* Tokens per slice of the loss: the logits of a slice take at most 64 MiB. The same on all tp ranks. */
+/* Tokens per slice of the loss: the logits of a slice take at most 512 MiB. A slice's weight gradient reads and
+ * writes the whole matrix, so short slices are slow. The same on all tp ranks. */
 static int64_t slice_tokens(int64_t n, int64_t vocab, int tp) {
-  int64_t k = (16 << 20) / ((vocab + tp - 1) / tp);
+  int64_t k = (128 << 20) / ((vocab + tp - 1) / tp);
   return k < 1 ? 1 : k < n ? k : n;
 }
 
@@ -29,26 +30,26 @@ static void merge_stats(sk_ctx *c, float *stats, int64_t n) {
  * and the head's weights. */
 static void loss_slice(sk_model *m, sk_ctx *c, const int32_t *label, int64_t t0, int64_t n, double scale,
                        double *loss, const void *hidden, void *dhidden) {
-  int64_t d = m->cfg->hidden_size, V = m->nv;
+  int64_t d = m->cfg->hidden_size, V = m->nv, ld = (V + 63) / 64 * 64; /* aligned rows: fast products */
   const void *x = sk_at(c, hidden, t0 * d);
   size_t mark = sk_arena_mark(&c->scratch);
-  float *logits = sk_take_f32(&c->scratch, n * V), *stats = sk_take_f32(&c->scratch, 3 * n);
+  float *logits = sk_take_f32(&c->scratch, n * ld), *stats = sk_take_f32(&c->scratch, 3 * n);
   float *each = sk_take_f32(&c->scratch, n);
   void *dlogits = NULL;
-  if (scale != 0) dlogits = c->act == SK_F32 ? (void *)logits : sk_take_act(c, &c->scratch, n * V);
+  if (scale != 0) dlogits = c->act == SK_F32 ? (void *)logits : sk_take_act(c, &c->scratch, n * ld);
   sk_timer_begin(c->timer, SK_T_HEAD);
-  sk_model_logits(m, c, logits, x, n);
-  c->op->xent_stats(c->st, stats, logits, label + t0, n, m->v0, V);
+  sk_model_logits(m, c, logits, ld, x, n);
+  c->op->xent_stats(c->st, stats, logits, ld, label + t0, n, m->v0, V);
   merge_stats(c, stats, n);
-  c->op->xent_grad(c->st, each, dlogits, logits, stats, label + t0, scale, n, m->v0, V);
+  c->op->xent_grad(c->st, each, dlogits, logits, ld, stats, label + t0, scale, n, m->v0, V);
   c->op->sum(c->st, loss, each, n);
   sk_timer_end(c->timer);
   if (scale != 0) {
     float *dw = m->head == m->embed && m->chunk[0].first ? m->tied_grad : sk_grad(c, m->head);
     sk_timer_begin(c->timer, SK_T_BACKWARD + SK_T_HEAD);
-    c->op->gemm(c->st, false, false, n, d, V, m->cfg->lm_head_multiplier, dlogits, V,
+    c->op->gemm(c->st, false, false, n, d, V, m->cfg->lm_head_multiplier, dlogits, ld,
                 sk_weight(c, m->head), d, 0, sk_at(c, dhidden, t0 * d), d, c->act);
-    sk_wgrad_gemm(c, dw, dlogits, x, n, V, d, m->cfg->lm_head_multiplier);
+    sk_wgrad_gemm(c, dw, dlogits, ld, x, n, V, d, m->cfg->lm_head_multiplier);
     sk_timer_end(c->timer);
   }
   sk_arena_release(&c->scratch, mark);

@@ -115,7 +115,8 @@ const sk_key sk_keys[] = {
     CHOICE("data.documents", "isolate", "isolate|concatenate", 0, AT(data.documents),
            "whether attention and SSM state cross the ends of documents"),
 
-    COUNT("train.steps", "steps", "1000", "[1,1000000000000]", RESTART, AT(train.steps), "total since step 0"),
+    COUNT("train.steps", "steps", "1000", "[0,1000000000000]", RESTART, AT(train.steps),
+          "total since step 0; 0 only saves the initial weights"),
     COUNT("train.global_batch", "sequences", "8", "[1,1073741824]", 0, AT(train.global_batch),
           "sequences in one step, over all ranks"),
     COUNT("train.micro_batch", "sequences", "1", "[1,1048576]", RESTART, AT(train.micro_batch),
@@ -165,8 +166,8 @@ const sk_key sk_keys[] = {
            "pipeline schedule"),
     INT("parallel.virtual_stages", "1", "[1,1024]", RESTART, AT(parallel.virtual_stages),
         "parts of the model per stage (interleaved: at least 2)"),
-    LATER("parallel.transport", SK_KEY_CHOICE, "auto", "auto|ipc|mpi|nccl", RESTART, NOWHERE,
-          "what carries the pipeline's messages"),
+    CHOICE("parallel.transport", "auto", "auto|ipc|mpi|nccl", RESTART, AT(parallel.transport),
+           "what carries messages between the pipeline's GPUs; auto: for each neighbour the fastest that works"),
 
     COUNT("checkpoint.every", "steps", "200", "[1,inf)", RESTART, AT(checkpoint.every),
           "steps between checkpoints; one more at the end and at a stop"),

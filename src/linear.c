@@ -44,7 +44,7 @@ void sk_linear_dgrad(const sk_ctx *c, const sk_linear *l, void *dx, double beta,
 }
 
 void sk_linear_wgrad(const sk_ctx *c, const sk_linear *l, const void *dy, const void *x, int64_t n) {
-  sk_wgrad_gemm(c, sk_grad(c, l->w), dy, x, n, l->out, l->in, l->alpha);
+  sk_wgrad_gemm(c, sk_grad(c, l->w), dy, l->out, x, n, l->out, l->in, l->alpha);
 }
 
 void sk_linear_backward(const sk_ctx *c, const sk_linear *l, void *dx, double beta, const void *dy,
@@ -62,13 +62,13 @@ void sk_linear_bias_grad(const sk_ctx *c, const sk_linear *l, const void *dy, in
 }
 
 static void compute(const sk_ctx *c, const sk_wgrad *w) {
-  c->op->gemm(c->st, true, false, w->out, w->in, w->n, w->alpha, w->dy, w->out, w->x, w->in, 1.0, w->dw,
+  c->op->gemm(c->st, true, false, w->out, w->in, w->n, w->alpha, w->dy, w->ldy, w->x, w->in, 1.0, w->dw,
               w->in, SK_F32);
 }
 
-void sk_wgrad_gemm(const sk_ctx *c, float *dw, const void *dy, const void *x, int64_t n, int64_t out,
+void sk_wgrad_gemm(const sk_ctx *c, float *dw, const void *dy, int64_t ldy, const void *x, int64_t n, int64_t out,
                    int64_t in, double alpha) {
-  const sk_wgrad w = {dw, dy, x, n, out, in, alpha};
+  const sk_wgrad w = {dw, dy, x, ldy, n, out, in, alpha};
   sk_wgrad_queue *q = c->queue;
   if (!q) {
     compute(c, &w);

@@ -38,9 +38,9 @@ void sk_linear_wgrad(const sk_ctx *c, const sk_linear *l, const void *dy, const 
 void sk_linear_bias(const sk_ctx *c, const sk_linear *l, void *y, int64_t n);
 void sk_linear_bias_grad(const sk_ctx *c, const sk_linear *l, const void *dy, int64_t n);
 
-/* dW[out,in] += alpha * dy[n,out]^T x[n,in]: every weight gradient that is a GEMM passes here. It is computed
+/* dW[out,in] += alpha * dy[n,out]^T x[n,in], dy in rows of stride ldy: every weight gradient that is a GEMM passes here. It is computed
  * now, or put off when the context has a queue. */
-void sk_wgrad_gemm(const sk_ctx *c, float *dw, const void *dy, const void *x, int64_t n, int64_t out,
+void sk_wgrad_gemm(const sk_ctx *c, float *dw, const void *dy, int64_t ldy, const void *x, int64_t n, int64_t out,
                    int64_t in, double alpha);
 /* Computes what was put off, first in, first out, and empties the queue. */
 void sk_wgrad_drain(const sk_ctx *c, sk_wgrad_queue *q);

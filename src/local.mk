@@ -7,6 +7,7 @@ libsaker_a_SOURCES += \
   src/bench.c src/bench.h \
   src/bench_comm.c \
   src/bench_io.c \
+  src/bench_layer.c \
   src/bench_ops.c \
   src/bench_step.c \
   src/base.c src/base.h \
@@ -16,14 +17,17 @@ libsaker_a_SOURCES += \
   src/config_layers.c \
   src/config_list.c \
   src/config_value.c \
+  src/convert.c src/convert.h src/convert_from.c src/convert_to.c \
   src/ctx.h \
   src/data.c src/data.h \
   src/device.c src/device.h \
   src/engine.c src/engine.h \
+  src/eval.c src/eval.h \
   src/generate.c src/generate.h \
   src/grid.c src/grid.h \
   src/head.c \
   src/hf_json.c src/hf_json.h \
+  src/info.c src/info.h \
   src/keys.c src/keys.h \
   src/layer.c src/layer.h \
   src/layout.c src/layout.h \
@@ -43,6 +47,7 @@ libsaker_a_SOURCES += \
   src/shard.c src/shard.h \
   src/split.c src/split.h \
   src/stop.c src/stop.h \
+  src/timeline.c src/timeline.h \
   src/timer.c src/timer.h \
   src/trace.c src/trace.h \
   src/train.c src/train.h \
@@ -51,6 +56,8 @@ libsaker_a_SOURCES += \
   src/train_setup.c \
   src/train_trouble.c \
   src/train_watch.c \
+  src/transport.c src/transport.h \
+  src/transport_link.h src/transport_open.c \
   src/verbs.c src/verbs.h \
   src/watch.c src/watch.h
 

@@ -83,8 +83,8 @@ void sk_chunk_backward(sk_model *m, sk_ctx *c, sk_slot *s, bool queue, sk_arena 
 
 /* Generation (one rank): final normed hidden states [n,d] of a piece, in the slot. cache: one per layer. */
 void *sk_model_hidden(sk_model *m, sk_ctx *c, sk_slot *s, sk_layer_cache *cache);
-/* head.c: logits[n, nv] fp32 = lm_head_multiplier * hidden W^T. */
-void sk_model_logits(sk_model *m, sk_ctx *c, float *logits, const void *hidden, int64_t n);
+/* head.c: logits[n, nv] fp32, rows of stride ld, = lm_head_multiplier * hidden W^T. */
+void sk_model_logits(sk_model *m, sk_ctx *c, float *logits, int64_t ld, const void *hidden, int64_t n);
 /* Loss (and its gradient into s->dhidden and the head's weights) of the final hidden states. */
 void sk_head_loss(sk_model *m, sk_ctx *c, sk_slot *s, double scale, double *loss);
 
@@ -92,4 +92,11 @@ void sk_head_loss(sk_model *m, sk_ctx *c, sk_slot *s, double scale, double *loss
  * sequence length T; a training step is three times that. sk_layer_flops: of one layer. */
 double sk_model_flops(const sk_config *cfg, int64_t T);
 double sk_layer_flops(const sk_layer_cfg *l, int64_t T);
+
+/* The same of one layer by what they go into. */
+typedef struct sk_flops {
+  double weights; /* elements of the matrices: two operations each */
+  double attention, ssd, conv;
+} sk_flops;
+sk_flops sk_layer_flops_by(const sk_layer_cfg *l, int64_t T);
 #endif

@@ -69,6 +69,8 @@ void sk_timer_end(sk_timer *t) {
   if (t->range) t->range(NULL);
 }
 
+const char *sk_timer_name(int section) { return label[section]; }
+
 double sk_timer_seconds(const sk_timer *t, int section) { return t->total[section]; }
 
 void sk_timer_print(sk_timer *t, MPI_Comm comm) {

@@ -47,7 +47,7 @@ typedef struct sk_timer {
   int stack[8], depth;
   double began[8];     /* of the sections on the stack */
   sk_beat *beat;       /* NULL: nobody watches; not owned */
-  sk_span *span;       /* [cap] recorded while it is not NULL (trace.h), what does not fit is left out; not owned */
+  sk_span *span;       /* [cap] recorded while it is not NULL (timeline.h), what does not fit is left out; not owned */
   int64_t n_spans, cap;
   void (*range)(const char *name); /* NULL, or sk_ops.range: sections for profilers */
 } sk_timer;
@@ -59,6 +59,8 @@ const char *sk_timer_label(int section);
 /* t may be NULL: not measured. */
 void sk_timer_begin(sk_timer *t, int section);
 void sk_timer_end(sk_timer *t);
+/* The section's name in tables; NULL: none. */
+const char *sk_timer_name(int section);
 /* Seconds spent so far in one section. */
 double sk_timer_seconds(const sk_timer *t, int section);
 /* Collective over comm: prints the table (section, calls, min/avg/max seconds over ranks, percent). */

@@ -6,6 +6,7 @@
 #include "src/placement.h"
 #include "src/progress.h"
 #include "src/train.h"
+#include "src/transport.h"
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -20,10 +21,16 @@ static int open_data(MPI_Comm comm, sk_train *t, sk_err *e) {
 
 static int check_init(MPI_Comm comm, const char *init, sk_err *e) {
   sk_ckpt_meta from = {0};
-  bool optimizer;
-  if (init) sk_ckpt_open(comm, init, &from, &optimizer, e);
+  if (init) sk_ckpt_open(comm, init, &from, NULL, e);
   sk_ckpt_meta_free(&from);
   return e->code;
+}
+
+/* What goes along with the weights: config.json as far as the deck names none, the tokenizer's files. */
+static void inherit(sk_train *t, sk_ckpt_meta *from) {
+  t->meta.hf_json = from->hf_json;
+  from->hf_json = NULL;
+  sk_ckpt_sides_move(&t->meta, from);
 }
 
 static int report_only(MPI_Comm comm, sk_train *t, int ranks, const sk_ops *op, sk_err *e) {
@@ -79,8 +86,26 @@ static int check_restart(sk_train *t, const char *path, bool *weights_only, sk_e
     t->meta.n_recent = old.n_recent;
     memcpy(t->meta.recent, old.recent, sizeof old.recent);
   }
+  inherit(t, &old);
   sk_ckpt_meta_free(&old);
   return sk_agree(t->grid.world, e);
+}
+
+/* Collective. How neighbouring pipeline stages exchange messages, such as "ipc" or "ipc 6, nccl 2" (links, counted
+ * from both ends); "" with one stage. */
+static void describe_pipe(const sk_train *t, char *text, size_t cap) {
+  const sk_engine *g = &t->engine;
+  int mine[SK_NTRANSPORTS] = {0}, all[SK_NTRANSPORTS], kinds = 0;
+  if (g->pp && g->ctx.op == sk_cuda) sk_transport_links(g->pp, mine);
+  else if (g->pp) mine[SK_TRANSPORT_MPI] = 1;
+  SK_MPI(MPI_Allreduce(mine, all, SK_NTRANSPORTS, MPI_INT, MPI_SUM, t->grid.world));
+  for (int i = 0; i < SK_NTRANSPORTS; i++) kinds += all[i] > 0;
+  text[0] = 0;
+  for (int i = 0; i < SK_NTRANSPORTS; i++) {
+    size_t at = strlen(text);
+    if (all[i] && kinds == 1) snprintf(text, cap, "%s", sk_transport_name[i]);
+    else if (all[i]) snprintf(text + at, cap - at, "%s%s %d", at ? ", " : "", sk_transport_name[i], all[i]);
+  }
 }
 
 static void note_start(sk_train *t, const char *from) {
@@ -94,6 +119,10 @@ static void note_start(sk_train *t, const char *from) {
   sk_metric_int(t->run, "pp", t->grid.n[SK_PP]);
   sk_metric_int(t->run, "dp", t->grid.n[SK_DP]);
   sk_metric_ints(t->run, "parameters", count, t->grid.size);
+  char pipe[80];
+  describe_pipe(t, pipe, sizeof pipe);
+  if (pipe[0]) sk_metric_str(t->run, "transport", pipe);
+  if (pipe[0]) sk_say("Pipe    between pipeline stages by %s", pipe);
   sk_metric_str(t->run, "run_id", t->meta.run_id);
   sk_metric_end(t->run);
   sk_free(count);
@@ -120,8 +149,7 @@ static void header(const sk_train *t) {
   if (c->run.device == SK_DEVICE_AUTO && sk_cuda && g->ctx.op != sk_cuda && sk_cuda->count(&why) == 0)
     sk_say("Note    run.device auto takes the CPU: %s", why.msg);
   if (t->grid.size > 1 && g->ctx.op == sk_cuda)
-    sk_say("Comm    between GPUs by %s", sk_comm_nccl ? "NCCL; between pipeline stages through the host by MPI"
-                                                      : "MPI through the host: this program was built without NCCL");
+    sk_say("Comm    between GPUs by %s", sk_comm_nccl ? "NCCL" : "MPI through the host: built without NCCL");
   sk_say("Model   %s parameters, %lld layers of %s", sk_si((double)g->model.all.count),
          (long long)c->n_layers, c->pattern);
   sk_say("Data    %s tokens, %lld windows of %lld; %lld x %lld tokens per step, %.2f passes in all",
@@ -143,7 +171,10 @@ static int fill_weights(sk_train *t, const char *path, bool weights_only, sk_err
     sk_engine_init(&t->engine);
     return SK_OK;
   }
-  if (!path[0] && check_init(t->grid.world, init, e) != SK_OK) return e->code;
+  sk_ckpt_meta from = {0};
+  if (!path[0] && sk_ckpt_open(t->grid.world, init, &from, NULL, e) != SK_OK) return e->code;
+  if (!path[0]) inherit(t, &from);
+  sk_ckpt_meta_free(&from);
   bool only = !path[0] || weights_only;
   if (only) sk_optim_reset(&t->engine.opt, &t->engine.ctx);
   return sk_checkpoint_load(t->grid.world, &t->engine, path[0] ? path : init, only, e);
@@ -177,7 +208,9 @@ static int open_run(sk_train *t, const sk_ops *op, sk_err *e) {
   t->saved_step = path[0] && !weights_only ? t->meta.step : -1;
   if (t->saved_step >= 0) snprintf(t->saved_path, sizeof t->saved_path, "%s", path);
   t->meta.deck = sk_strdup(c->resolved);
-  t->meta.hf_json = sk_hf_json(c);
+  char *base = t->meta.hf_json;
+  t->meta.hf_json = sk_hf_json(c, c->hf_json ? c->hf_json : base);
+  sk_free(base);
   for (int a = 0; a < SK_NAXES; a++) t->meta.grid[a] = t->grid.n[a];
   t->local = c->train.global_batch / t->grid.n[SK_DP];
   t->ids = sk_calloc((size_t)(t->local * T), sizeof *t->ids);
@@ -204,7 +237,7 @@ int sk_train_open(MPI_Comm comm, const sk_train_opts *opts, sk_train *t, bool *d
   SK_MPI(MPI_Comm_size(comm, &ranks));
   if (*done && opts->ranks > 0) ranks = opts->ranks;
   if (sk_config_read(comm, opts->deck, opts->n_set, opts->set, &t->cfg, e) != SK_OK) return e->code;
-  if (sk_trace_parse(t->cfg.log.trace, &t->trace, e) != SK_OK) return e->code;
+  if (sk_timeline_parse(t->cfg.log.trace, &t->timeline, e) != SK_OK) return e->code;
   const sk_ops *op = sk_device_choose(comm, t->cfg.run.device, false, *done, e);
   if (!op) return e->code;
   if (*done) return report_only(comm, t, ranks, op, e);
@@ -227,7 +260,7 @@ void sk_train_close(sk_train *t) {
   sk_free(t->start);
   sk_free(t->per_rank);
   sk_free(t->busy);
-  sk_free(t->trace.span);
+  sk_free(t->timeline.span);
   sk_config_free(&t->cfg);
   sk_grid_destroy(&t->grid);
 }

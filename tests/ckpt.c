@@ -167,7 +167,7 @@ static sk_ckpt_file cut(int file, int split) {
     for (int64_t k = rows - 1; split == DEAL && k >= 0; k--)
       if (k % size == r) add(file, i, 0, k, k + 1);
   }
-  return (sk_ckpt_file){file_name[file], SETS, part[file].n, set[file], part[file].slab};
+  return (sk_ckpt_file){file_name[file], SETS, part[file].n, set[file], part[file].slab, NULL};
 }
 
 static int save(const char *run, int64_t step, int files, int split, int version, const char *text,
@@ -237,7 +237,7 @@ static void large_slab(void) {
   sk_err e = {0};
   if (tap_size > 1) return;
   for (int i = 0; i < 17 << 20; i++) a[i] = (float)i;
-  const sk_ckpt_file f = {"model.h5", 1, 1, &d, &out};
+  const sk_ckpt_file f = {"model.h5", 1, 1, &d, &out, NULL};
   sk_ckpt_save(MPI_COMM_WORLD, "large", &(sk_ckpt_meta){.step = 1}, 1, &f, NULL, &e);
   if (!e.code) sk_h5_read(MPI_COMM_WORLD, "large/checkpoints/step-00000001/model.h5", 1, &d, 1, &back, &e);
   tap_ok(!e.code && !memcmp(a, b, sizeof a), "a slab of 68 MiB %s", e.msg);
@@ -422,7 +422,7 @@ static void other_hdf5(void) {
     sk_err e = {0};
     if (tap_rank == 0 && i == 5) hurt(path, SHORTER);
     meet();
-    if (i == 4) sk_tokens_build(MPI_COMM_WORLD, "bytes", path, 1, (char *[]){text}, &e);
+    if (i == 4) sk_tokens_build(MPI_COMM_WORLD, "bytes", NULL, path, 1, (char *[]){text}, &e);
     sk_h5_read(MPI_COMM_WORLD, path, 1, &d[i], 0, NULL, &e);
     tap_ok(told(&e, str("%s: ", path)) && strstr(e.msg, says[i]), "HDF5: %s", says[i]);
   }

@@ -55,7 +55,7 @@ for n in 1 2; do
   fi
   ok $? "$n ranks: bench ops, comm and io --json" || say_log log
   ranks $n bench stop
-  [ $? = 2 ] && grep -q 'give ops, step, comm or io' log
+  [ $? = 2 ] && grep -q 'give ops, layer, step, comm or io' log
   ok $? "$n ranks: an unknown bench"
   # --- usage ---
   ranks $n train

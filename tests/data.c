@@ -30,7 +30,7 @@ static char *build(const char *name, int n, const char *const *text) {
   char *out = sk_strf("%s/%s", dir, name), *in[8];
   sk_err e = {0};
   for (int i = 0; i < n; i++) in[i] = sk_strf("%s/%s", dir, text[i]);
-  SK_CHECK(sk_tokens_build(MPI_COMM_WORLD, "bytes", out, n, in, &e) == SK_OK, "%s", e.msg);
+  SK_CHECK(sk_tokens_build(MPI_COMM_WORLD, "bytes", NULL, out, n, in, &e) == SK_OK, "%s", e.msg);
   for (int i = 0; i < n; i++) sk_free(in[i]);
   return out;
 }

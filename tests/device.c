@@ -341,18 +341,19 @@ static void test_swiglu(int64_t n, int64_t F, int64_t shift) {
 // ---- loss and optimizer ----
 
 typedef struct loss_dims {
-  int64_t n, v0, nv;
+  int64_t n, v0, nv, ld;
   bool loss_only;
 } loss_dims;
 
 static void call_stats(const sk_ops *op, sk_stream *s, void **p, const void *dims) {
   const loss_dims *d = dims;
-  op->xent_stats(s, p[0], p[1], p[2], d->n, d->v0, d->nv);
+  op->xent_stats(s, p[0], p[1], d->ld, p[2], d->n, d->v0, d->nv);
 }
 
 static void call_xent(const sk_ops *op, sk_stream *s, void **p, const void *dims) {
   const loss_dims *d = dims;
-  op->xent_grad(s, p[0], d->loss_only ? NULL : p[4], p[1], p[2], p[3], 0.3, d->n, d->v0, d->nv);
+  op->xent_grad(s, p[0], d->loss_only ? NULL : p[4], p[1], d->ld, p[2], p[3], 0.3, d->n, d->v0,
+                d->nv);
 }
 
 static void call_merge(const sk_ops *op, sk_stream *s, void **p, const void *dims) {
@@ -364,7 +365,7 @@ static void call_sum(const sk_ops *op, sk_stream *s, void **p, const void *dims)
 }
 
 static void fill_loss(float *logits, int32_t *label, const loss_dims *d) {
-  for (int64_t i = 0; i < d->n * d->nv; i++) logits[i] = 4 * logits[i] + 50;
+  for (int64_t i = 0; i < d->n * d->ld; i++) logits[i] = 4 * logits[i] + 50;
   for (int64_t t = 0; t < d->n; t++)
     label[t] = t % 5 == 3 ? -1 : (int32_t)(sk_rand(3, (uint64_t)t) % (uint64_t)(2 * d->nv));
 }
@@ -372,19 +373,19 @@ static void fill_loss(float *logits, int32_t *label, const loss_dims *d) {
 static void test_loss(loss_dims d, int64_t shift) {
   trial t = {.shift = shift};
   add_array(&t, "stats", OUT, F32, 3, d.n, d.n);
-  float *logits = add_array(&t, "logits", IN, F32, d.n, d.nv, d.nv);
+  float *logits = add_array(&t, "logits", IN, F32, d.n, d.nv, d.ld);
   fill_loss(logits, add_array(&t, "label", IN, I32, 1, d.n, d.n), &d);
   run_trial(&t, call_stats, &d, "xent_stats [%d, %d+%d]", (int)d.n, (int)d.v0, (int)d.nv);
   for (int only = 0; only < 2; only++) {
     d.loss_only = only;
     t = (trial){.shift = shift};
     add_array(&t, "loss", OUT, F32, 1, d.n, d.n);
-    logits = add_array(&t, "logits", IN, F32, d.n, d.nv, d.nv);
+    logits = add_array(&t, "logits", IN, F32, d.n, d.nv, d.ld);
     float *stats = add_array(&t, "stats", IN, F32, 3, d.n, d.n);
     int32_t *label = add_array(&t, "label", IN, I32, 1, d.n, d.n);
-    if (!only) add_array(&t, "dlogits", OUT, ACT, d.n, d.nv, d.nv);
+    if (!only) add_array(&t, "dlogits", OUT, ACT, d.n, d.nv, d.ld);
     fill_loss(logits, label, &d);
-    sk_cpu_ops.xent_stats(g_cpu_stream, stats, logits, label, d.n, d.v0, d.nv);
+    sk_cpu_ops.xent_stats(g_cpu_stream, stats, logits, d.ld, label, d.n, d.v0, d.nv);
     run_trial(&t, call_xent, &d, "xent_grad [%d, %d+%d]%s", (int)d.n, (int)d.v0, (int)d.nv,
               only ? ", loss only" : "");
   }
@@ -472,10 +473,11 @@ static void test_ops(void) {
     test_swiglu(1, 3, shift);
     test_swiglu(45, 67, shift);
     test_swiglu(300, 2048, shift);
-    test_loss((loss_dims){.n = 1, .nv = 1}, shift);
-    test_loss((loss_dims){.n = 37, .v0 = 100, .nv = 300}, shift);
-    test_loss((loss_dims){.n = 60, .nv = 32784}, shift);
-    test_loss((loss_dims){.n = 3001, .nv = 257}, shift);
+    test_loss((loss_dims){.n = 1, .nv = 1, .ld = 1}, shift);
+    test_loss((loss_dims){.n = 37, .v0 = 100, .nv = 300, .ld = 300}, shift);
+    test_loss((loss_dims){.n = 60, .nv = 32784, .ld = 32784}, shift);
+    test_loss((loss_dims){.n = 3001, .nv = 257, .ld = 257}, shift);
+    test_loss((loss_dims){.n = 50, .nv = 65537, .ld = 65600}, shift);
     test_optimizer(1, shift);
     test_optimizer(1003, shift);
     test_optimizer(200000, shift);

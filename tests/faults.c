@@ -61,7 +61,7 @@ static void cut(void) {
       s->count[0] = d->dim[0] * (tap_rank + 1) / tap_size - s->start[0];
       part[k].used += sk_slab_count(s, d->rank);
     }
-    file[k] = (sk_ckpt_file){file_name[k], SETS, part[k].n, set[k], part[k].slab};
+    file[k] = (sk_ckpt_file){file_name[k], SETS, part[k].n, set[k], part[k].slab, NULL};
   }
 }
 

@@ -13,7 +13,7 @@ static float *train_logits(sk_config *c, sk_engine *g, const int32_t *ids) {
   for (int t = 0; t < T; t++) label[t] = -1;
   small_engine(g, c, 1, T);
   small_micro(g, 1, T, ids, label, start, 0);
-  sk_model_logits(&g->model, &g->ctx, logits, g->slot[0].final.u, T);
+  sk_model_logits(&g->model, &g->ctx, logits, V, g->slot[0].final.u, T);
   return logits;
 }
 

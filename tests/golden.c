@@ -129,7 +129,7 @@ static void compare_logits(sk_engine *g, const char *name, int64_t n, double lim
   const sk_ops *op = g->ctx.op;
   float *got = op->alloc(g->ctx.dev, (size_t)count * sizeof *got), *host = sk_malloc((size_t)count * 4);
   worst w = {0};
-  sk_model_logits(&g->model, &g->ctx, got, g->slot[0].final.u, n);
+  sk_model_logits(&g->model, &g->ctx, got, V, g->slot[0].final.u, n);
   op->to_host(g->ctx.st, host, got, (size_t)count * sizeof *host);
   compare(&w, "logits", host, want, count, limit);
   report(name, "logits", &w);

@@ -6,6 +6,8 @@ check_PROGRAMS += \
   tests/comm.1 tests/comm.2 tests/comm.3 tests/comm.4 \
   tests/comm_count.8 \
   tests/config.1 tests/config.2 \
+  tests/convert.1 tests/convert.3 \
+  tests/damage.1 tests/damage.3 \
   tests/data.1 tests/data.2 \
   tests/device.1 tests/devices.2 \
   tests/events.1 \
@@ -23,10 +25,12 @@ check_PROGRAMS += \
   tests/policy.2 \
   tests/reshard.8 \
   tests/rundir.1 tests/rundir.2 \
+  tests/safetensors.1 tests/safetensors.3 \
   tests/schedule.1 \
   tests/ssd.1 \
   tests/tokens.1 tests/tokens.2 tests/tokens.4 \
-  tests/trace.3
+  tests/timeline.3 \
+  tests/transport.2 tests/transport.3
 
 tests_ckpt_1_SOURCES = tests/ckpt.c tests/tap.h
 tests_ckpt_2_SOURCES = $(tests_ckpt_1_SOURCES)
@@ -38,6 +42,10 @@ tests_comm_4_SOURCES = $(tests_comm_1_SOURCES)
 tests_comm_count_8_SOURCES = tests/comm_count.c tests/on_grid.h tests/small_model.h tests/tap.h
 tests_config_1_SOURCES = tests/config.c tests/tap.h
 tests_config_2_SOURCES = $(tests_config_1_SOURCES)
+tests_convert_1_SOURCES = tests/convert.c tests/hf_folder.h tests/tap.h
+tests_convert_3_SOURCES = $(tests_convert_1_SOURCES)
+tests_damage_1_SOURCES = tests/damage.c tests/tap.h
+tests_damage_3_SOURCES = $(tests_damage_1_SOURCES)
 tests_data_1_SOURCES = tests/data.c tests/tap.h
 tests_data_2_SOURCES = $(tests_data_1_SOURCES)
 tests_device_1_SOURCES = tests/device.c tests/device_check.c tests/device_check.h tests/device_engine.c \
@@ -66,15 +74,19 @@ tests_policy_2_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=sk_engine_step -Wl,--wrap=sk_e
 tests_reshard_8_SOURCES = tests/reshard.c tests/on_grid.h tests/small_model.h tests/tap.h
 tests_rundir_1_SOURCES = tests/rundir.c tests/tap.h
 tests_rundir_2_SOURCES = $(tests_rundir_1_SOURCES)
+tests_safetensors_1_SOURCES = tests/safetensors.c tests/hf_folder.h tests/tap.h
+tests_safetensors_3_SOURCES = $(tests_safetensors_1_SOURCES)
 tests_schedule_1_SOURCES = tests/schedule.c tests/schedule_sim.h tests/tap.h
 tests_ssd_1_SOURCES = tests/ssd.c tests/ops_check.h tests/ref_mamba.c tests/ref_mamba.h tests/tap.h
 tests_tokens_1_SOURCES = tests/tokens.c tests/tap.h
 tests_tokens_2_SOURCES = $(tests_tokens_1_SOURCES)
 tests_tokens_4_SOURCES = $(tests_tokens_1_SOURCES)
-tests_trace_3_SOURCES = tests/trace.c tests/tap.h
+tests_timeline_3_SOURCES = tests/timeline.c tests/tap.h
+tests_transport_2_SOURCES = tests/transport.c tests/tap.h
+tests_transport_3_SOURCES = $(tests_transport_2_SOURCES)
 
-dist_check_SCRIPTS = tests/async.sh tests/cli.sh tests/jobscripts.sh tests/layering.sh tests/regrid.sh tests/slurm.sh tests/slurm2.sh \
-  tests/train.sh tests/trouble.sh
+dist_check_SCRIPTS = tests/async.sh tests/cli.sh tests/devices.sh tests/jobscripts.sh tests/layering.sh tests/regrid.sh tests/setups.sh tests/slurm.sh \
+  tests/slurm2.sh tests/tools.sh tests/train.sh tests/trouble.sh
 TESTS += tests/golden.1 $(check_PROGRAMS) $(dist_check_SCRIPTS)
 EXTRA_DIST += tests/count.sh tests/mini-slurm.sh tests/mpirun.sh tests/quickstart.sh tests/scale.py \
   tests/ref tests/tap.sh
@@ -90,7 +102,7 @@ AM_TESTS_ENVIRONMENT = \
   SAKER_SRCDIR='$(abs_srcdir)'; export SAKER_SRCDIR; \
   SAKER_BUILDDIR='$(abs_builddir)'; export SAKER_BUILDDIR; \
   MPIRUN='$(MPIRUN)'; export MPIRUN;
-tests/async.log tests/cli.log tests/jobscripts.log tests/regrid.log tests/slurm.log tests/slurm2.log tests/train.log tests/trouble.log: saker$(EXEEXT)
+tests/async.log tests/cli.log tests/devices.log tests/jobscripts.log tests/regrid.log tests/setups.log tests/slurm.log tests/slurm2.log tests/tools.log tests/train.log tests/trouble.log: saker$(EXEEXT)
 # One Slurm at a time.
 tests/slurm2.log: tests/slurm.log
 

@@ -432,40 +432,43 @@ static void test_xent_shards(const mat *logits, const int32_t *label, int64_t cu
   mat part[2] = {columns(logits, 0, cut), columns(logits, cut, V - cut)};
   mat stats[3] = {output(3, n, n), output(3, n, n), output(3, n, n)};
   for (int i = 0; i < 2; i++)
-    g_op->xent_stats(g_stream, stats[i].f, part[i].f, label, n, i * cut, part[i].cols);
+    g_op->xent_stats(g_stream, stats[i].f, part[i].f, part[i].ld, label, n, i * cut,
+                     part[i].cols);
   join_stats(stats[2].f, stats[0].f, stats[1].f, n);
   for (int i = 0; i < 2; i++) {
-    g_op->xent_grad(g_stream, loss->f, part[i].f, part[i].f, stats[2].f, label, 0.3, n, i * cut,
-                    part[i].cols);
+    g_op->xent_grad(g_stream, loss->f, part[i].f, part[i].f, part[i].ld, stats[2].f, label, 0.3, n,
+                    i * cut, part[i].cols);
     close_to_ref(loss, "xent over two slices of the vocabulary, loss");
     for (int64_t t = 0; t < n; t++)
       for (int64_t j = 0; j < part[i].cols; j++)
-        dlogits->f[t * V + i * cut + j] = part[i].f[t * part[i].cols + j];
+        dlogits->f[t * dlogits->ld + i * cut + j] = part[i].f[t * part[i].ld + j];
   }
   close_to_ref(dlogits, "xent over two slices of the vocabulary, dlogits in place");
   DROP(&part[0], &part[1], &stats[0], &stats[1], &stats[2]);
 }
 
 static void test_xent(int64_t n, int64_t V) {
-  mat logits = input(n, V, V), loss = output(1, n, n), dlogits = output(n, V, V),
+  mat logits = input(n, V, V + 3), loss = output(1, n, n), dlogits = output(n, V, V + 3),
       stats = output(3, n, n);
   int32_t *label = sk_malloc((size_t)n * sizeof *label);
   for (int64_t t = 0; t < n; t++) {
     label[t] = t % 5 == 3 ? (t % 2 ? -100 : -1) : (int32_t)(sk_rand(3, (uint64_t)t) % (uint64_t)V);
     for (int64_t j = 0; j < V; j++) { // spread, far from 0
-      logits.f[t * V + j] = 4 * logits.f[t * V + j] + 50;
-      logits.d[t * V + j] = (double)logits.f[t * V + j];
+      float *x = &logits.f[t * logits.ld + j];
+      *x = 4 * *x + 50;
+      logits.d[t * V + j] = (double)*x;
     }
   }
   loss_case c = {n, V, label, logits.d, loss.d};
   ref_xent(loss.d, dlogits.d, logits.d, label, 0.3, n, V);
   check_gradient(xent_loss, &c, logits.d, dlogits.d, n * V, "xent");
   ref_xent(loss.d, NULL, logits.d, label, 0.3, n, V);
-  g_op->xent_stats(g_stream, stats.f, logits.f, label, n, 0, V);
-  g_op->xent_grad(g_stream, loss.f, NULL, logits.f, stats.f, label, 0.3, n, 0, V);
+  g_op->xent_stats(g_stream, stats.f, logits.f, logits.ld, label, n, 0, V);
+  g_op->xent_grad(g_stream, loss.f, NULL, logits.f, logits.ld, stats.f, label, 0.3, n, 0, V);
   close_to_ref(&loss, "xent [%d, %d], loss", (int)n, (int)V);
   for (int64_t t = 0; t < n; t++) loss.f[t] = poison();
-  g_op->xent_grad(g_stream, loss.f, dlogits.f, logits.f, stats.f, label, 0.3, n, 0, V);
+  g_op->xent_grad(g_stream, loss.f, dlogits.f, logits.f, logits.ld, stats.f, label, 0.3, n, 0,
+                  V);
   close_to_ref(&loss, "xent [%d, %d], loss with gradient", (int)n, (int)V);
   close_to_ref(&dlogits, "xent [%d, %d], dlogits", (int)n, (int)V);
   if (V > 1) test_xent_shards(&logits, label, V / 3 + 1 < V ? V / 3 + 1 : 1, &loss, &dlogits);
@@ -478,8 +481,8 @@ static void test_xent_nan(void) {
   mat logits = input(2, V, V), stats = output(3, 2, 2), loss = output(1, 2, 2);
   int32_t label[2] = {1, 2};
   logits.f[V + 30] = NAN;
-  g_op->xent_stats(g_stream, stats.f, logits.f, label, 2, 0, V);
-  g_op->xent_grad(g_stream, loss.f, NULL, logits.f, stats.f, label, 1, 2, 0, V);
+  g_op->xent_stats(g_stream, stats.f, logits.f, V, label, 2, 0, V);
+  g_op->xent_grad(g_stream, loss.f, NULL, logits.f, V, stats.f, label, 1, 2, 0, V);
   tap_ok(!isnan(loss.f[0]) && isnan(loss.f[1]), "xent: a NaN among the logits makes the loss NaN");
   DROP(&logits, &stats, &loss);
 }

@@ -75,7 +75,7 @@ static void deck(void) {
     sk_free(words);
   }
   sk_agree(MPI_COMM_WORLD, &e);
-  if (!e.code) sk_tokens_build(MPI_COMM_WORLD, "bytes", "text.h5", 1, (char *[]){source}, &e);
+  if (!e.code) sk_tokens_build(MPI_COMM_WORLD, "bytes", NULL, "text.h5", 1, (char *[]){source}, &e);
   SK_CHECK(e.code == SK_OK, "%s", e.msg);
 }
 
