@@ -126,14 +126,14 @@ static int loop(sk_train *t, sk_stop_why *why, sk_err *e) {
     double comm_s = comm_seconds(&t->timer);
     int64_t step = t->meta.step + 1;
     sk_watch_step(t->watch, step, t->step_seconds);
-    sk_trace_begin(&t->trace, &t->grid, &t->timer, step);
+    sk_timeline_begin(&t->timeline, &t->grid, &t->timer, step);
     if (train_step(t, step, &r, &fate, e) != SK_OK) return e->code;
     data_s = sk_timer_seconds(&t->timer, SK_T_DATA) - data_s;
     if (fate == SK_STEP_GO) report(t, &r, sk_now() - begin, data_s, comm_seconds(&t->timer) - comm_s);
     if (sk_train_save_on(t, r.idle, e) != SK_OK) return e->code;
     bool last = t->meta.step == c->train.steps;
     if (!last) *why = r.stop;
-    sk_trace_end(&t->trace, &t->grid, &t->timer, step, last || *why, sk_run_path(t->run));
+    sk_timeline_end(&t->timeline, &t->grid, &t->timer, step, last || *why, sk_run_path(t->run));
     if (fate != SK_STEP_BACK) {
       bool eval = c->train.eval_every > 0 && t->meta.step % c->train.eval_every == 0;
       if (t->valid && (eval || last) && sk_train_eval(t, e) != SK_OK) return e->code;
