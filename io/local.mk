@@ -4,6 +4,7 @@ libsaker_a_SOURCES += \
   io/ckpt_save.c \
   io/ckpt_write.c \
   io/deck.c io/deck.h \
+  io/events.c io/events.h \
   io/floats.c \
   io/fsutil.c io/fsutil.h \
   io/h5.c io/h5.h \
@@ -25,6 +26,8 @@ libsaker_a_SOURCES += \
   io/tokens.c io/tokens.h \
   io/tokens_build.c \
   io/tokens_check.c \
+  io/tokens_formats.c \
+  io/tokens_import.c io/tokens_import.h \
   io/tokens_info.c \
   io/tokens_write.c io/tokens_write.h \
   io/utf8.c io/utf8.h

@@ -166,10 +166,16 @@ void sk_run_close(sk_run_dir *r) {
     if (ftruncate(r->lock, 0) != 0) sk_warn("%s/lock: cannot be emptied", r->path);
     close(r->lock);
   }
+  sk_events_close(r->events);
   sk_free(r->last_status);
   sk_free(r->line);
   sk_free(r->path);
   sk_free(r);
+}
+
+int sk_run_tensorboard(sk_run_dir *r, MPI_Comm comm, sk_err *e) {
+  if (r->lock >= 0) r->events = sk_events_open(r->path, e);
+  return sk_agree(comm, e);
 }
 
 const char *sk_run_path(const sk_run_dir *r) { return r->path; }

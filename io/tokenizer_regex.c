@@ -48,8 +48,9 @@ static bool is_alnum(char c) {
   return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
 }
 
-/* \p{NAME} and \P{NAME}: general categories as they are, anything else is a script's name. */
+/* \p{NAME} and \P{NAME}: general categories and some properties as they are, anything else is a script's name. */
 static void property(parser *s) {
+  static const char *const binary[] = {"Alphabetic", "Lowercase", "Uppercase", "White_Space", "Emoji"};
   const char *name = s->p + 3, *end = s->p[2] == '{' ? strchr(name, '}') : NULL;
   size_t n = end ? (size_t)(end - name) : 0;
   if (n < 1 || n > 30) {
@@ -62,7 +63,10 @@ static void property(parser *s) {
       return;
     }
   char text[48];
-  snprintf(text, sizeof text, "\\%c{%s%.*s}", s->p[1], n > 2 ? "sc:" : "", (int)n, name);
+  bool script = n > 2;
+  for (size_t i = 0; i < sizeof binary / sizeof *binary; i++)
+    if (strlen(binary[i]) == n && strncmp(binary[i], name, n) == 0) script = false;
+  snprintf(text, sizeof text, "\\%c{%s%.*s}", s->p[1], script ? "sc:" : "", (int)n, name);
   put(s, text);
   s->p = end + 1;
 }

@@ -94,6 +94,8 @@ static void cpu_stream_destroy(sk_stream *s) {
   sk_free(s);
 }
 
+static void cpu_range(const char *name) { (void)name; }
+
 static void cpu_sync(sk_stream *s) {
   (void)s;
 }
@@ -265,6 +267,7 @@ const sk_ops sk_cpu_ops = {
     .copy_stream_create = cpu_stream_create,
     .stream_destroy = cpu_stream_destroy,
     .sync = cpu_sync,
+    .range = cpu_range,
     .event_create = cpu_event_create,
     .event_destroy = cpu_event_destroy,
     .record = cpu_record,

@@ -44,6 +44,9 @@ static int version_minor(int v) {
 
 static int cuda_count(sk_err *e) {
   int n = 0, driver = 0;
+  // As many hardware queues as there are: streams that share one hold each other up, and those of
+  // exchanges wait for other ranks.
+  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
   cudaError_t rc = cudaGetDeviceCount(&n);
   if (rc == cudaSuccess && n > 0) return n;
   cudaGetLastError(); // forget it
@@ -344,6 +347,7 @@ static const sk_ops ops = {
     .copy_stream_create = cuda_copy_stream_create,
     .stream_destroy = cuda_stream_destroy,
     .sync = cuda_sync,
+    .range = sk_cuda_range,
     .event_create = cuda_event_create,
     .event_destroy = cuda_event_destroy,
     .record = cuda_record,

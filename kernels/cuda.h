@@ -60,6 +60,9 @@ void sk_cuda_memory(sk_device *d, size_t *free, size_t *total);
 /* cuda_misc.cu: whether this program has code for the current GPU. */
 cudaError_t sk_cuda_probe(void);
 
+/* cuda_range.c: sk_ops.range, for Nsight. */
+void sk_cuda_range(const char *name);
+
 /* ---- launchers; each has the signature and the contract of its table entry ---- */
 
 /* cuda_gemm.c: cuBLASLt; cuda_misc.cu: a plain kernel for what it refuses. */

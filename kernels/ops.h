@@ -104,6 +104,8 @@ typedef struct sk_ops {
   /* A stream for copies and events alone: it has no scratch for other ops. */
   sk_stream *(*copy_stream_create)(sk_device *);
   void (*stream_destroy)(sk_stream *);
+  /* A named range of the host's time line for profilers, nested; NULL ends the innermost one. */
+  void (*range)(const char *name);
   void (*sync)(sk_stream *); /* the host waits until the stream is empty */
   sk_event *(*event_create)(sk_device *);
   void (*event_destroy)(sk_event *);

@@ -73,6 +73,8 @@ static double plan_elapsed(sk_event *from, sk_event *to) {
 
 static void plan_stream_destroy(sk_stream *s) {}
 
+static void plan_range(const char *name) { (void)name; }
+
 static void plan_sync(sk_stream *s) {}
 
 static void plan_event_destroy(sk_event *ev) {}
@@ -248,6 +250,7 @@ const sk_ops sk_plan_ops = {
     .copy_stream_create = plan_stream_create,
     .stream_destroy = plan_stream_destroy,
     .sync = plan_sync,
+    .range = plan_range,
     .event_create = plan_event_create,
     .event_destroy = plan_event_destroy,
     .record = plan_record,

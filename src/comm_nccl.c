@@ -265,6 +265,22 @@ struct sk_nccl_pair {
   ncclComm_t comm;
 };
 
+/* The first message sets the connection up, for which both hosts wait for each other inside NCCL:
+ * now, because later the receiver's host waits for the sender's word first. */
+static bool say_hello(sk_nccl_pair *p, bool sends) {
+  enum { BYTES = 1 << 20 };
+  void *x;
+  if (cudaMalloc(&x, BYTES) != cudaSuccess) {
+    cudaGetLastError();
+    return false;
+  }
+  ncclResult_t rc = sends ? ncclSend(x, BYTES, ncclUint8, 1, p->comm, NULL)
+                          : ncclRecv(x, BYTES, ncclUint8, 0, p->comm, NULL);
+  bool good = rc == ncclSuccess && cudaStreamSynchronize(NULL) == cudaSuccess;
+  SK_CUDA(cudaFree(x));
+  return good;
+}
+
 sk_nccl_pair *sk_nccl_pair_open(MPI_Comm comm, int from, int to, sk_err *e) {
   enum { TAG = 2 };
   ncclUniqueId id;
@@ -289,6 +305,13 @@ sk_nccl_pair *sk_nccl_pair_open(MPI_Comm comm, int from, int to, sk_err *e) {
   }
   sk_nccl_pair *p = sk_calloc(1, sizeof *p);
   p->comm = c;
+  if (!say_hello(p, rank == from)) {
+    sk_fail(e, SK_FAILED, "NCCL cannot send between ranks %d and %d of the pipeline (%s): %s", from, to, sk_host(),
+            ncclGetLastError(c));
+    ncclCommAbort(c);
+    sk_free(p);
+    return NULL;
+  }
   return p;
 }
 

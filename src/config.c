@@ -359,6 +359,7 @@ void sk_config_free(sk_config *c) {
   sk_free(c->optimizer.groups);
   sk_free(c->run.dir);
   sk_free(c->train.init);
+  sk_free(c->log.trace);
   sk_free(c->pattern);
   sk_free(c->layer);
   sk_free(c->resolved);

@@ -57,6 +57,7 @@ typedef struct sk_config {
     sk_data_entry *train, *valid;
     int64_t sequence;
     int documents;
+    double holdout; /* share of every training set that is kept for validation */
   } data;
   struct {
     int64_t steps, global_batch, micro_batch, eval_every, eval_batches; /* sequences; steps */
@@ -73,7 +74,8 @@ typedef struct sk_config {
   struct { int64_t tp, cp, pp, virtual_stages; int schedule, transport; } parallel; /* SK_SCHED_... (schedule.h),
                                                      SK_TRANSPORT_... (transport.h) */
   struct { int64_t every, keep, keep_every, files; bool async; } checkpoint;
-  struct { int64_t every; } log;
+  struct { int64_t every; bool tensorboard; char *trace; } log;
+  struct { double step, other, straggler; int64_t replicas; } watch;
   char *resolved; /* canonical YAML of every key's value, data paths absolute; owned */
   char *hf_json;  /* HF config.json text as given (unknown keys kept), or NULL; owned */
 } sk_config;

@@ -71,11 +71,13 @@ static int dtype_of_config(const char *path, const char *name, sk_err *e) {
   return -1;
 }
 
-/* Rank 0: a dtype for every parameter, in dtype[], from the side file of from-hf; fp32 where it has none. */
+/* Rank 0: every parameter's dtype by the side file of from-hf, fp32 where it has none; all -1 without the file. */
 static int dtypes_by_tensor(const to *t, int *dtype, sk_err *e) {
   const sk_ckpt_side *side = sk_ckpt_side_find(&t->meta, sk_convert_dtypes);
-  json_t *o = side ? json_loadb(side->data, side->size, JSON_REJECT_DUPLICATES, NULL) : NULL;
-  if (side && !json_is_object(o)) sk_fail(e, SK_FAILED, "%s/%s: not a JSON object", t->o->from, sk_convert_dtypes);
+  for (int i = 0; i < t->model.all.n; i++) dtype[i] = -1;
+  if (!side) return SK_OK;
+  json_t *o = json_loadb(side->data, side->size, JSON_REJECT_DUPLICATES, NULL);
+  if (!json_is_object(o)) sk_fail(e, SK_FAILED, "%s/%s: not a JSON object", t->o->from, sk_convert_dtypes);
   for (int i = 0; i < t->model.all.n && !e->code; i++) {
     const char *name = json_string_value(json_object_get(o, t->model.all.p[i].name));
     dtype[i] = name ? (int)sk_st_dtype_find(name) : SK_ST_F32;
@@ -96,6 +98,7 @@ static int choose_dtypes(to *t, sk_err *e) {
   if (one < 0 && !e->code && t->rank == 0) dtypes_by_tensor(t, dtype, e);
   if (sk_agree(t->comm, e) == SK_OK) {
     SK_MPI(MPI_Bcast(dtype, n, MPI_INT, 0, t->comm));
+    if (one < 0 && dtype[0] < 0) one = SK_ST_F32;
     for (int i = 0; i < n; i++) t->tensor[i].dtype = (sk_st_dtype)(one >= 0 ? one : dtype[i]);
     if (one >= 0 && (!named || strcmp(named, torch_names[one]) != 0)) {
       t->json = sk_hf_json_with_dtype(json, torch_names[one]);

@@ -110,6 +110,8 @@ const sk_key sk_keys[] = {
     LIST("data.valid", "[]", 0, "validation data: [{path: v.h5, weight: 1}, ...]; none: no evaluation"),
     PATH("data.valid[].path", NULL, 0, ENTRY(path), "token file, relative to the deck"),
     FLOAT("data.valid[].weight", "1", "(0,inf)", 0, ENTRY(weight), "share of an evaluation"),
+    FLOAT("data.holdout", "0", "[0,0.5]", 0, AT(data.holdout),
+          "without data.valid: share of every training set, its end, that is kept for validation"),
     COUNT("data.sequence", "tokens", "2048", "[1,1073741824]", 0, AT(data.sequence),
           "length of a training sequence"),
     CHOICE("data.documents", "isolate", "isolate|concatenate", 0, AT(data.documents),
@@ -180,9 +182,19 @@ const sk_key sk_keys[] = {
         "files for the weights, and as many for the optimizer's state; at most one per parameter"),
 
     COUNT("log.every", "steps", "1", "[1,inf)", RESTART, AT(log.every), "steps between lines"),
-    LATER("log.tensorboard", SK_KEY_BOOL, "false", NULL, RESTART, NOWHERE, "write an event file"),
+    BOOL("log.tensorboard", "false", RESTART, AT(log.tensorboard), "write event files for TensorBoard"),
     LATER("log.prometheus", SK_KEY_TEXT, "\"\"", NULL, RESTART, NOWHERE, "metrics file to keep fresh"),
-    LATER("log.trace", SK_KEY_TEXT, "\"\"", NULL, RESTART, NOWHERE, "file for a time line"),
+    TEXT("log.trace", "\"\"", RESTART, AT(log.trace),
+         "steps, as 10 or 10-12, whose time line goes to trace.json (Chrome's format)"),
+
+    FLOAT("watch.step", "10", "[0,inf)", RESTART, AT(watch.step),
+          "s; a rank that makes no progress for this long and 3 steps is named and the job ended; 0: no watchdog"),
+    FLOAT("watch.other", "1800", "[0,inf)", RESTART, AT(watch.other),
+          "s; the same where files are read or written, and before the second step; 0: no limit"),
+    COUNT("watch.replicas", "steps", "100", "[0,inf)", RESTART, AT(watch.replicas),
+          "steps between comparisons of the weights of data parallel ranks; 0: none"),
+    FLOAT("watch.straggler", "1.5", "[0,inf)", RESTART, AT(watch.straggler),
+          "a rank that computes for this many times the median of its peers is reported; 0: none"),
 };
 const int sk_n_keys = (int)(sizeof sk_keys / sizeof *sk_keys);
 

@@ -37,6 +37,7 @@ libsaker_a_SOURCES += \
   src/mamba_cp.c \
   src/model.c src/model.h \
   src/model_cfg.c \
+  src/op_trace.c src/op_trace.h \
   src/optim.c src/optim.h \
   src/param.c src/param.h \
   src/pipeline.c \
@@ -54,9 +55,11 @@ libsaker_a_SOURCES += \
   src/train_save.c \
   src/train_setup.c \
   src/train_trouble.c \
+  src/train_watch.c \
   src/transport.c src/transport.h \
   src/transport_link.h src/transport_open.c \
-  src/verbs.c src/verbs.h
+  src/verbs.c src/verbs.h \
+  src/watch.c src/watch.h
 
 # Its header is made before it, also when a single program is asked for.
 src/bench.$(OBJEXT): commit.h

@@ -16,6 +16,11 @@ static int64_t load_samples(sk_train *t, sk_err *e) {
   return counted;
 }
 
+static double comm_seconds(const sk_timer *t) {
+  return sk_timer_seconds(t, SK_T_TP) + sk_timer_seconds(t, SK_T_CP) + sk_timer_seconds(t, SK_T_PP) +
+         sk_timer_seconds(t, SK_T_REDUCE) + sk_timer_seconds(t, SK_T_GATHER) + sk_timer_seconds(t, SK_T_WAIT);
+}
+
 /* Seconds to keep for what comes after one more step: that step again, the save in progress and the last one. */
 static double time_needed(const sk_train *t) {
   int64_t every = t->cfg.train.eval_every, to_eval = every > 0 ? every - t->meta.step % every : INT64_MAX;
@@ -25,12 +30,13 @@ static double time_needed(const sk_train *t) {
 
 /* Loss of the last stage, stop wishes and the saves' progress of all ranks, in rank order. The tp ranks of a stage all
  * have the same loss: one of them counts. */
-static void exchange(sk_train *t, sk_step_result *r) {
+static void exchange(sk_train *t, sk_step_result *r, int64_t step) {
   enum { N = SK_TRAIN_EXCHANGED };
   const sk_grid *g = &t->grid;
   bool counts = g->at[SK_PP] == g->n[SK_PP] - 1 && g->at[SK_TP] == 0;
-  const double mine[N] = {counts ? r->loss : 0, sk_stop_asked(&t->stop, time_needed(t)),
-                          !t->job || sk_ckpt_idle(t->job)};
+  double busy = sk_now() - comm_seconds(&t->timer) - t->busy_since;
+  const double mine[N] = {counts ? r->loss : 0, sk_stop_asked(&t->stop, time_needed(t)), busy,
+                          sk_train_weights_hash(t, step), !t->job || sk_ckpt_idle(t->job)};
   sk_timer_begin(&t->timer, SK_T_WAIT);
   SK_MPI(MPI_Allgather(mine, N, MPI_DOUBLE, t->per_rank, N, MPI_DOUBLE, t->grid.world));
   r->loss = 0;
@@ -40,14 +46,15 @@ static void exchange(sk_train *t, sk_step_result *r) {
     const double *of = t->per_rank + N * i;
     r->loss += of[0];
     if ((sk_stop_why)of[1] > r->stop) r->stop = (sk_stop_why)of[1];
-    r->idle &= of[2] != 0;
+    r->idle &= of[4] != 0;
   }
   sk_timer_end(&t->timer);
 }
 
-int sk_train_gradients(sk_train *t, sk_step_result *r, sk_err *e) {
+int sk_train_gradients(sk_train *t, sk_step_result *r, int64_t step, sk_err *e) {
   sk_engine *g = &t->engine;
   const sk_grid *grid = &t->grid;
+  t->busy_since = sk_now() - comm_seconds(&t->timer);
   sk_timer_begin(&t->timer, SK_T_DATA);
   int64_t counted = load_samples(t, e), all;
   sk_timer_end(&t->timer);
@@ -60,15 +67,16 @@ int sk_train_gradients(sk_train *t, sk_step_result *r, sk_err *e) {
   sk_engine_step(g, t->ids, t->label, t->start, 1.0 / (double)all);
   r->loss = sk_engine_take_loss(g);
   r->norm = sk_optim_norm(&g->opt, &g->ctx, grid->zero, grid->model, g->model.all.n, &r->bad);
-  exchange(t, r);
+  exchange(t, r, step);
   r->loss /= (double)all;
-  return SK_OK;
+  sk_train_count_busy(t, step);
+  return sk_train_check_replicas(t, step, e);
 }
 
 static int train_step(sk_train *t, int64_t step, sk_step_result *r, sk_step_fate *fate, sk_err *e) {
   sk_engine *g = &t->engine;
   *fate = SK_STEP_GO;
-  if (sk_train_gradients(t, r, e) != SK_OK) return e->code;
+  if (sk_train_gradients(t, r, step, e) != SK_OK) return e->code;
   r->lr = sk_lr(&t->cfg, step);
   if (sk_train_trouble(t, r) && sk_train_handle(t, step, r, fate, e) != SK_OK) return e->code;
   if (*fate == SK_STEP_GO) {
@@ -83,11 +91,6 @@ static int train_step(sk_train *t, int64_t step, sk_step_result *r, sk_step_fate
   t->meta.cursor += t->cfg.train.global_batch;
   t->meta.tokens += t->cfg.train.global_batch * t->cfg.data.sequence;
   return SK_OK;
-}
-
-static double comm_seconds(const sk_timer *t) {
-  return sk_timer_seconds(t, SK_T_TP) + sk_timer_seconds(t, SK_T_CP) + sk_timer_seconds(t, SK_T_PP) +
-         sk_timer_seconds(t, SK_T_REDUCE) + sk_timer_seconds(t, SK_T_GATHER) + sk_timer_seconds(t, SK_T_WAIT);
 }
 
 static void report(sk_train *t, const sk_step_result *r, double seconds, double data_s, double comm_s) {
@@ -117,12 +120,16 @@ static int loop(sk_train *t, sk_stop_why *why, sk_err *e) {
     sk_step_fate fate;
     double begin = sk_now(), data_s = sk_timer_seconds(&t->timer, SK_T_DATA);
     double comm_s = comm_seconds(&t->timer);
-    if (train_step(t, t->meta.step + 1, &r, &fate, e) != SK_OK) return e->code;
+    int64_t step = t->meta.step + 1;
+    sk_watch_step(t->watch, step, t->step_seconds);
+    sk_trace_begin(&t->trace, &t->grid, &t->timer, step);
+    if (train_step(t, step, &r, &fate, e) != SK_OK) return e->code;
     data_s = sk_timer_seconds(&t->timer, SK_T_DATA) - data_s;
     if (fate == SK_STEP_GO) report(t, &r, sk_now() - begin, data_s, comm_seconds(&t->timer) - comm_s);
     if (sk_train_save_on(t, r.idle, e) != SK_OK) return e->code;
     bool last = t->meta.step == c->train.steps;
     if (!last) *why = r.stop;
+    sk_trace_end(&t->trace, &t->grid, &t->timer, step, last || *why, sk_run_path(t->run));
     if (fate != SK_STEP_BACK) {
       bool eval = c->train.eval_every > 0 && t->meta.step % c->train.eval_every == 0;
       if (t->valid && (eval || last) && sk_train_eval(t, e) != SK_OK) return e->code;
@@ -169,9 +176,12 @@ int sk_train_run(MPI_Comm comm, const sk_train_opts *opts, sk_err *e) {
     } else {
       sk_stop_open(&t->stop, sk_run_path(t->run), t->t0, opts->max_time);
       sk_timer_start(&t->timer);
+      t->timer.range = t->engine.ctx.op->range;
       t->engine.ctx.timer = &t->timer;
-      if (loop(t, &why, e) == SK_OK) farewell(t, why);
+      int rc = loop(t, &why, e);
       sk_train_save_end(t);
+      sk_watch_step(t->watch, 0, 0);
+      if (rc == SK_OK) farewell(t, why);
     }
   }
   sk_progress_clear();

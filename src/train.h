@@ -7,9 +7,12 @@
 #include "src/data.h"
 #include "src/engine.h"
 #include "src/stop.h"
+#include "src/trace.h"
+#include "src/watch.h"
 
-/* What a rank tells all others in every step: loss, wish to stop, whether its part of a save is done. */
-enum { SK_TRAIN_EXCHANGED = 3 };
+/* What a rank tells all others in every step: loss, wish to stop, seconds of its own work, hash of its weights,
+ * whether its part of a save is done. */
+enum { SK_TRAIN_EXCHANGED = 5 };
 
 typedef struct sk_train_opts {
   const char *deck;
@@ -33,6 +36,11 @@ typedef struct sk_train {
   int64_t local;             /* sequences of this rank per step */
   int32_t *ids, *label, *start; /* [local * T] of the current step, on the host */
   double *per_rank;          /* [ranks * SK_TRAIN_EXCHANGED] of the latest step */
+  sk_watch *watch;           /* NULL: no watchdog */
+  sk_trace trace;
+  double *busy, busy_since;  /* [ranks] seconds of own work in the present window; own sum at the last exchange */
+  int busy_steps, straggler; /* steps of the window; the rank reported last, -1: none */
+  int64_t replicas_good;     /* latest step whose weights were compared and agreed */
   sk_stop stop;
   double t0, step_seconds, save_seconds, eval_seconds; /* start; latest durations (before: guesses), for the time limits */
   bool async;                /* saves go on behind training */
@@ -56,7 +64,7 @@ typedef struct sk_step_result {
 } sk_step_result;
 
 /* Collective (train.c). Gradients of the next step's batch, each rank its slice. Changes nothing but them. */
-int sk_train_gradients(sk_train *t, sk_step_result *r, sk_err *e);
+int sk_train_gradients(sk_train *t, sk_step_result *r, int64_t step, sk_err *e);
 
 /* train_trouble.c. Loss or gradient are not finite, or the loss is a spike (train.spike). */
 bool sk_train_trouble(const sk_train *t, const sk_step_result *r);
@@ -87,6 +95,14 @@ void sk_train_save_end(sk_train *t);
 
 /* Collective (train_eval.c). Mean loss over the validation windows; reported and written to the metrics. */
 int sk_train_eval(sk_train *t, sk_err *e);
+
+/* train_watch.c. The hash of this rank's weights, 0 in steps without a comparison (watch.replicas); before the update. */
+double sk_train_weights_hash(sk_train *t, int64_t step);
+/* Collective. Compares the hashes in per_rank: weights that should be the same and are not are an error that names
+ * the ranks. */
+int sk_train_check_replicas(sk_train *t, int64_t step, sk_err *e);
+/* Counts the ranks' work in per_rank; warns of a slow rank now and then. */
+void sk_train_count_busy(sk_train *t, int64_t step);
 
 /* Sums x over the ranks of comm in rank order: the same bits on every rank. Collective. */
 double sk_sum_ranks(MPI_Comm comm, double x);

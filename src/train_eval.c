@@ -20,6 +20,7 @@ int sk_train_eval(sk_train *t, sk_err *e) {
     sk_metric_num(t->run, "valid_loss", loss);
     sk_metric_int(t->run, "tokens", tokens);
     sk_metric_end(t->run);
+    sk_events_scalars(t->run->events, t->meta.step, 1, &(const char *){"valid/loss"}, &loss);
   }
   t->eval_seconds = sk_now() - begin;
   sk_timer_end(&t->timer);

@@ -1,4 +1,6 @@
 /* train_setup.c: everything before the first step: deck, grid, run folder, restart, memory, weights. */
+#include "io/fsutil.h"
+#include "io/tokenizer.h"
 #include "src/checkpoint.h"
 #include "src/device.h"
 #include "src/hf_json.h"
@@ -7,7 +9,9 @@
 #include "src/progress.h"
 #include "src/train.h"
 #include "src/transport.h"
+#include <jansson.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -15,7 +19,12 @@
 /* Data sets open and fit the model, in every mode. */
 static int open_data(MPI_Comm comm, sk_train *t, sk_err *e) {
   if (sk_data_open(comm, &t->cfg, true, &t->data, e) != SK_OK) return e->code;
-  if (t->cfg.data.n_valid > 0) sk_data_open(comm, &t->cfg, false, &t->valid, e);
+  bool valid_too = t->cfg.data.n_valid > 0 || t->cfg.data.holdout > 0;
+  if (valid_too && sk_data_open(comm, &t->cfg, false, &t->valid, e) != SK_OK) return e->code;
+  const char *train = sk_data_tokenizer(t->data), *valid = t->valid ? sk_data_tokenizer(t->valid) : train;
+  if (strcmp(train, valid) != 0 && strcmp(train, "unknown") != 0 && strcmp(valid, "unknown") != 0)
+    sk_fail(e, SK_USAGE, "data.train and data.valid were made with different tokenizers (%s, %s): their ids do not mean the "
+            "same", train, valid);
   return e->code;
 }
 
@@ -31,6 +40,37 @@ static void inherit(sk_train *t, sk_ckpt_meta *from) {
   t->meta.hf_json = from->hf_json;
   from->hf_json = NULL;
   sk_ckpt_sides_move(&t->meta, from);
+}
+
+/* Rank 0: the tokenizer of the data goes along with the weights; it must be that of the weights, where they had one. */
+static void adopt_tokenizer(sk_train *t, sk_err *e) {
+  const char *name = sk_data_tokenizer(t->data);
+  const sk_ckpt_side *have = sk_ckpt_side_find(&t->meta, "tokenizer.json");
+  if (have) {
+    char hash[SK_HASH_HEX];
+    sk_hash_hex(have->data, have->size, hash);
+    if (strcmp(name, "unknown") != 0 && strcmp(name, hash) != 0)
+      sk_fail(e, SK_USAGE, "the weights come with a tokenizer.json (xxh3 %s), the data were made with another tokenizer (%s). "
+              "Build the data with the tokenizer of the weights", hash, name);
+    return;
+  }
+  size_t n;
+  int64_t eos;
+  char *json = sk_data_tokenizer_json(t->data, &n, &eos, e);
+  sk_tokenizer *tok = NULL;
+  if (json && sk_tokenizer_parse(json, n, "tokenizer.json in the data", NULL, &tok, e) == SK_OK) {
+    size_t len;
+    const char *token = sk_tokenizer_bytes_of(tok, eos, &len);
+    json_t *config = json_pack("{s:s%, s:s}", "eos_token", token, len, "tokenizer_class", "PreTrainedTokenizerFast");
+    char *text = json_dumps(config, JSON_INDENT(2));
+    sk_ckpt_side_add(&t->meta, "tokenizer.json", json, n);
+    if (text && !sk_ckpt_side_find(&t->meta, "tokenizer_config.json"))
+      sk_ckpt_side_add(&t->meta, "tokenizer_config.json", text, strlen(text));
+    free(text);
+    json_decref(config);
+  }
+  sk_tokenizer_close(tok);
+  sk_free(json);
 }
 
 static int report_only(MPI_Comm comm, sk_train *t, int ranks, const sk_ops *op, sk_err *e) {
@@ -196,12 +236,15 @@ static int open_run(sk_train *t, const sk_ops *op, sk_err *e) {
   bool weights_only = false;
   const int64_t T = c->data.sequence;
   if (sk_run_open(t->grid.world, c->run.dir, &t->run, e) != SK_OK) return e->code;
+  sk_watch_start(&t->grid, c->run.dir, c->watch.step, c->watch.other, &t->timer, &t->watch);
   if (find_restart(t, path, sizeof path, e) != SK_OK) return e->code;
   if (path[0] && check_restart(t, path, &weights_only, e) != SK_OK) return e->code;
   if (open_data(t->grid.world, t, e) != SK_OK) return e->code;
   if (sk_engine_open(&t->engine, c, op, sk_device_comm(op), &t->grid, true, c->train.micro_batch, T, T, e) != SK_OK)
     return e->code;
   if (fill_weights(t, path, weights_only, e) != SK_OK) return e->code;
+  if (t->grid.rank == 0) adopt_tokenizer(t, e);
+  if (sk_agree(t->grid.world, e) != SK_OK) return e->code;
   if (!t->meta.run_id[0]) new_run_id(t);
   t->saved_step = path[0] && !weights_only ? t->meta.step : -1;
   if (t->saved_step >= 0) snprintf(t->saved_path, sizeof t->saved_path, "%s", path);
@@ -215,9 +258,12 @@ static int open_run(sk_train *t, const sk_ops *op, sk_err *e) {
   t->label = sk_calloc((size_t)(t->local * T), sizeof *t->label);
   t->start = sk_calloc((size_t)(t->local * T), sizeof *t->start);
   t->per_rank = sk_calloc((size_t)t->grid.size * SK_TRAIN_EXCHANGED, sizeof *t->per_rank);
+  t->busy = sk_calloc((size_t)t->grid.size, sizeof *t->busy);
+  t->straggler = -1;
   if (open_saver(t, e) != SK_OK) return e->code;
   sk_run_write(t->run, "deck.yaml", c->resolved, e);
   if (sk_agree(t->grid.world, e) != SK_OK) return e->code;
+  if (c->log.tensorboard && sk_run_tensorboard(t->run, t->grid.world, e) != SK_OK) return e->code;
   header(t);
   sk_placement_report(&t->grid, op == sk_cuda ? t->grid.node_rank : -1);
   note_start(t, path);
@@ -232,6 +278,7 @@ int sk_train_open(MPI_Comm comm, const sk_train_opts *opts, sk_train *t, bool *d
   SK_MPI(MPI_Comm_size(comm, &ranks));
   if (*done && opts->ranks > 0) ranks = opts->ranks;
   if (sk_config_read(comm, opts->deck, opts->n_set, opts->set, &t->cfg, e) != SK_OK) return e->code;
+  if (sk_trace_parse(t->cfg.log.trace, &t->trace, e) != SK_OK) return e->code;
   const sk_ops *op = sk_device_choose(comm, t->cfg.run.device, false, *done, e);
   if (!op) return e->code;
   if (*done) return report_only(comm, t, ranks, op, e);
@@ -241,6 +288,7 @@ int sk_train_open(MPI_Comm comm, const sk_train_opts *opts, sk_train *t, bool *d
 }
 
 void sk_train_close(sk_train *t) {
+  sk_watch_stop(t->watch);
   sk_saver_close(t->saver);
   sk_stop_close(&t->stop);
   sk_data_close(t->data);
@@ -252,6 +300,8 @@ void sk_train_close(sk_train *t) {
   sk_free(t->label);
   sk_free(t->start);
   sk_free(t->per_rank);
+  sk_free(t->busy);
+  sk_free(t->trace.span);
   sk_config_free(&t->cfg);
   sk_grid_destroy(&t->grid);
 }

@@ -5,6 +5,7 @@
 #include "io/ckpt.h"
 #include "io/deck.h"
 #include "io/tokens.h"
+#include "io/tokens_import.h"
 #include "io/safetensors.h"
 #include "src/bench.h"
 #include "src/convert.h"
@@ -52,7 +53,7 @@ static int bad_option(sk_err *e, char **argv, int code) {
 }
 
 enum { O_SET = 256, O_RESTART, O_MAX_TIME, O_CHECK, O_DRY_RUN, O_RANKS, O_TOKENIZER, O_FROM, O_PROMPT,
-       O_TOKENS, O_TEMPERATURE, O_SEED, O_DTYPE, O_SHARD_SIZE, O_EOS };
+       O_TOKENS, O_TEMPERATURE, O_SEED, O_DTYPE, O_SHARD_SIZE, O_EOS, O_VOCAB };
 
 static int train_option(int code, sk_train_opts *o, char **set, sk_err *e) {
   int64_t n = 0;
@@ -109,6 +110,39 @@ static int data_build(MPI_Comm comm, int argc, char **argv, sk_err *e) {
   return sk_tokens_build(comm, tokenizer, eos, out, argc - optind, argv + optind, e);
 }
 
+static int import_option(int code, sk_import_opts *o, sk_err *e) {
+  switch (code) {
+    case 'o': o->out = optarg; return SK_OK;
+    case O_FROM: o->from = optarg; return SK_OK;
+    case O_TOKENIZER: o->tokenizer = optarg; return SK_OK;
+    case O_EOS:
+      if (parse_int(optarg, 0, INT32_MAX, &o->eos) == 0) return SK_OK;
+      return usage_error(e, "data", "import: --eos %s: give an id", optarg);
+    default:
+      if (parse_int(optarg, 1, INT32_MAX, &o->vocab) == 0) return SK_OK;
+      return usage_error(e, "data", "import: --vocab %s: give a number from 1", optarg);
+  }
+}
+
+static int data_import(MPI_Comm comm, int argc, char **argv, sk_err *e) {
+  static const struct option opts[] = {{"from", 1, 0, O_FROM},   {"tokenizer", 1, 0, O_TOKENIZER}, {"output", 1, 0, 'o'},
+                                       {"vocab", 1, 0, O_VOCAB}, {"eos", 1, 0, O_EOS},             {0}};
+  sk_import_opts o = {.eos = -1};
+  int code;
+  while (!e->code && (code = getopt_long(argc, argv, ":o:", opts, NULL)) != -1)
+    if (code == '?' || code == ':') bad_option(e, argv, code);
+    else import_option(code, &o, e);
+  const char *f = o.from ? o.from : "";
+  if (!e->code && strcmp(f, "megatron") != 0 && strcmp(f, "nanogpt") != 0 && strcmp(f, "llmc") != 0)
+    usage_error(e, "data", "import: --from '%s': give megatron, nanogpt or llmc", f);
+  if (!e->code && !o.out) usage_error(e, "data", "import: no output: give -o OUT.h5%s", NULL);
+  if (!e->code && optind >= argc) usage_error(e, "data", "import: nothing to import: name files%s", NULL);
+  if (e->code) return e->code;
+  o.n_path = argc - optind;
+  o.path = argv + optind;
+  return sk_tokens_import(comm, &o, e);
+}
+
 static int data_info(MPI_Comm comm, int argc, char **argv, sk_err *e) {
   if (argc != 2) return usage_error(e, "data", "info: give one FILE.h5%s", NULL);
   if (sk_base_rank() == 0) sk_tokens_print_info(argv[1], e);
@@ -123,10 +157,11 @@ static int data_check(MPI_Comm comm, int argc, char **argv, sk_err *e) {
 static int run_data(MPI_Comm comm, int argc, char **argv, sk_err *e) {
   const char *what = argc > 1 ? argv[1] : "";
   if (strcmp(what, "build") == 0) return data_build(comm, argc - 1, argv + 1, e);
+  if (strcmp(what, "import") == 0) return data_import(comm, argc - 1, argv + 1, e);
   if (strcmp(what, "info") == 0) return data_info(comm, argc - 1, argv + 1, e);
   if (strcmp(what, "check") == 0) return data_check(comm, argc - 1, argv + 1, e);
-  return what[0] ? usage_error(e, "data", "'%s' is not known: give build, info or check", what)
-                 : usage_error(e, "data", "give build, info or check%s", NULL);
+  return what[0] ? usage_error(e, "data", "'%s' is not known: give build, import, info or check", what)
+                 : usage_error(e, "data", "give build, import, info or check%s", NULL);
 }
 
 /* "5GB", "512MiB", "1000": from 1 byte to 2^60. */
@@ -179,6 +214,7 @@ static int generate_option(int code, sk_generate_opts *o, sk_err *e) {
   switch (code) {
     case O_FROM: o->from = optarg; return SK_OK;
     case O_PROMPT: o->prompt = optarg; return SK_OK;
+    case O_TOKENIZER: o->tokenizer = optarg; return SK_OK;
     case O_TOKENS:
       if (parse_int(optarg, 1, 1 << 28, &o->tokens) == 0) return SK_OK;
       return usage_error(e, "generate", "--tokens %s: give a number from 1", optarg);
@@ -194,7 +230,7 @@ static int generate_option(int code, sk_generate_opts *o, sk_err *e) {
 static int run_generate(MPI_Comm comm, int argc, char **argv, sk_err *e) {
   static const struct option opts[] = {{"from", 1, 0, O_FROM},     {"prompt", 1, 0, O_PROMPT},
                                        {"tokens", 1, 0, O_TOKENS}, {"temperature", 1, 0, O_TEMPERATURE},
-                                       {"seed", 1, 0, O_SEED},     {0}};
+                                       {"seed", 1, 0, O_SEED},     {"tokenizer", 1, 0, O_TOKENIZER}, {0}};
   sk_generate_opts o = {.tokens = 200, .seed = 1, .temperature = 0.8};
   int code;
   while (!e->code && (code = getopt_long(argc, argv, ":", opts, NULL)) != -1)
@@ -226,10 +262,20 @@ const sk_verb sk_verbs[] = {
      "  --help-keys [PREFIX] every key of a deck, with type, default and range\n"
      "  --print-defaults    a deck of all defaults\n",
      run_train},
-    {"data", "data build --tokenizer bytes -o OUT.h5 TEXT... | data info|check FILE.h5",
-     "make token data from text, show or check what a data set holds",
-     "  build TEXT...       text files, folders, .jsonl files with \"text\"; written by all ranks\n"
-     "    --tokenizer NAME  bytes: one token per byte, 256 ends a document (default)\n"
+    {"data", "data build --tokenizer NAME -o OUT.h5 TEXT... | data import --from FORMAT -o OUT.h5 PATH... |\n"
+     "             data info|check FILE.h5",
+     "make token data from text or from other programs' tokens, show or check what a data set holds",
+     "  build TEXT...       text files, folders, globs; .jsonl files with \"text\"; .gz and .zst of these\n"
+     "    --tokenizer NAME  bytes: one token per byte, 256 ends a document (default), or the tokenizer.json of a\n"
+     "                      byte-level BPE\n"
+     "    --eos TOKEN       the token that ends a document (default: eos_token of a tokenizer_config.json beside\n"
+     "                      the file, else <|end_of_text|>, <|endoftext|> or another usual one)\n"
+     "    -o OUT.h5         the data set\n"
+     "  import PATH...      token files: documents are kept\n"
+     "    --from FORMAT     megatron (PREFIX of .bin and .idx), nanogpt (*.bin) or llmc (*.bin, in order)\n"
+     "    --tokenizer NAME  what the ids were made with: a tokenizer.json is kept in the data set\n"
+     "    --vocab N         ids are below N (default: of the tokenizer or the format, else the largest + 1)\n"
+     "    --eos ID          the id that ends a document (default: of the tokenizer or the format)\n"
      "    -o OUT.h5         the data set\n"
      "  info FILE.h5        counts, documents, samples\n"
      "  check FILE.h5       every token and every document offset, by all ranks\n",
@@ -246,6 +292,7 @@ const sk_verb sk_verbs[] = {
     {"generate", "generate --from CHECKPOINT_DIR --prompt TEXT [options]", "write text from a checkpoint",
      "  --from DIR          a checkpoint folder\n"
      "  --prompt TEXT       what to continue\n"
+     "  --tokenizer NAME    bytes or a tokenizer.json (default: the one in the checkpoint)\n"
      "  --tokens N          how many tokens at most (200)\n"
      "  --temperature T     0: the likeliest token always (0.8)\n"
      "  --seed S            another seed, another text (1)\n",

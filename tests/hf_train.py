@@ -78,9 +78,12 @@ def load_model(checkpoint, device):
     with open(f"{checkpoint}/manifest.json") as f:
         manifest = json.load(f)
     config = manifest["hf_config"]
+    config = json.loads(config) if isinstance(config, str) else config
+    if None in config.get("time_step_limit", ()):  # no upper limit, which is also the default
+        del config["time_step_limit"]
     with tempfile.TemporaryDirectory() as folder:
         with open(os.path.join(folder, "config.json"), "w") as f:
-            f.write(config if isinstance(config, str) else json.dumps(config))
+            json.dump(config, f)
         model = FalconH1ForCausalLM(AutoConfig.from_pretrained(folder)).to(torch.float32)
     state = model.state_dict()
     with h5py.File(f"{checkpoint}/model.h5") as f:
@@ -110,6 +113,10 @@ def main():
             if "event" not in m:
                 ours[m["step"]] = m
     opt, batch = deck["optimizer"], deck["train"]["global_batch"]
+
+    def number(key):  # PyYAML takes 1e-08 for a text
+        return float(opt[key])
+
     assert len(deck["data"]["train"]) == 1 and deck["data"]["documents"] == "concatenate" and not opt["groups"]
     with h5py.File(deck["data"]["train"][0]["path"]) as f:
         sample = windows(deck, f["data"][...].astype(np.int64))
@@ -119,8 +126,8 @@ def main():
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     adamw = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": opt["weight_decay"]}, {"params": others, "weight_decay": 0.0}],
-        lr=opt["lr"], betas=tuple(opt["betas"]), eps=opt["eps"])
+        [{"params": decayed, "weight_decay": number("weight_decay")}, {"params": others, "weight_decay": 0.0}],
+        lr=number("lr"), betas=tuple(opt["betas"]), eps=number("eps"))
     print(f"{sum(p.numel() for p in model.parameters())} parameters, {batch} x {deck['data']['sequence']} tokens, {device}")
     table, worst, start = [], 0.0, time.time()
     for step in range(1, max(ours) + 1):
@@ -129,7 +136,7 @@ def main():
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
         adamw.zero_grad()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), opt["clip"] if opt["clip"] > 0 else math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), number("clip") or math.inf)
         for group in adamw.param_groups:
             group["lr"] = ours[step]["lr"]
         adamw.step()
