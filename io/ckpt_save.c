@@ -120,6 +120,7 @@ struct sk_ckpt_job {
   const sk_ckpt_form *form;
   const sk_ckpt_file *file; /* [form->n_file], borrowed */
   sk_hash_text **hash;      /* [file][slab] */
+  int *fd;                  /* [file] written but not yet synced, or -1 */
   sk_manifest *m;           /* files: size and hash of those that this rank hashes; rank 0: all, and the sides */
   char *dir, *name, *tmp;   /* the folder, the checkpoint's name in it, path of the tmp folder */
   char *run_dir;            /* NULL: no hint and no pruning */
@@ -174,6 +175,8 @@ static void write_sides(sk_ckpt_job *j) {
   }
 }
 
+enum { MOST_OPEN = 64 }; /* files that wait for the next piece of work to be synced, while their hashes are taken */
+
 static void write_work(sk_ckpt_job *j) {
   if (j->rank == 0) sk_fs_mkdirs(j->dir, &j->err);
   // The first to come makes it: nobody waits for rank 0.
@@ -181,7 +184,8 @@ static void write_work(sk_ckpt_job *j) {
   for (int k = 0; k < j->form->n_file && !j->err.code; k++) {
     if (j->rank != 0 && !has_slabs(&j->file[k])) continue;
     char *path = file_path(j, k);
-    sk_ckpt_write_file(path, &j->file[k], &j->form->file[k], j->rank == 0, j->hash[k], &j->err);
+    sk_ckpt_write_file(path, &j->file[k], &j->form->file[k], j->rank == 0, j->hash[k], &j->fd[k], &j->err);
+    if (j->form->n_file > MOST_OPEN) sk_ckpt_sync_file(path, &j->fd[k], &j->err);
     sk_free(path);
   }
   if (j->rank == 0) write_sides(j);
@@ -223,7 +227,15 @@ static void gather_slabs(sk_ckpt_job *j) {
   sk_free(mine);
 }
 
-/* ---- then: size and hash of each file as it lies on the disk, by one rank ---- */
+/* ---- then: size and hash of each file by one rank, while the disk is still busy; then every rank syncs its own ---- */
+
+static void sync_files(sk_ckpt_job *j) {
+  for (int k = 0; k < j->form->n_file; k++) {
+    char *path = file_path(j, k);
+    sk_ckpt_sync_file(path, &j->fd[k], &j->err);
+    sk_free(path);
+  }
+}
 
 static void hash_work(sk_ckpt_job *j) {
   for (int k = j->rank; k < j->form->n_file && !j->err.code; k += j->size) {
@@ -236,6 +248,7 @@ static void hash_work(sk_ckpt_job *j) {
     sk_fs_hash(path, f->hash, &j->err);
     sk_free(path);
   }
+  sync_files(j);
 }
 
 /* Each file is known by one rank, the others have zeros. */
@@ -341,6 +354,8 @@ static void name_files(sk_ckpt_job *j) {
   int n = j->form->n_file, n_side = j->rank == 0 ? t->n_side : 0;
   SK_CHECK(n + n_side <= SK_CKPT_MAX_FILES, "%d files in a checkpoint", n + n_side);
   j->m->n_file = n + n_side;
+  j->fd = sk_malloc((size_t)n * sizeof *j->fd);
+  for (int k = 0; k < n; k++) j->fd[k] = -1;
   for (int i = 0; i < n_side; i++) memcpy(j->m->file[n + i].name, t->side[i].name, sizeof j->m->file->name);
   for (int k = 0; k < n; k++) {
     sk_manifest_file *f = &j->m->file[k];
@@ -388,6 +403,7 @@ bool sk_ckpt_go_on(sk_ckpt_job *j) {
   if (j->threaded) pthread_join(j->thread, NULL);
   j->threaded = false;
   if (sk_agree(j->comm, &j->err) != SK_OK) {
+    sync_files(j); // only closes them
     if (j->rank == 0) sk_fs_remove(j->tmp);
     j->phase = OVER;
   } else if (j->phase == WRITE) {
@@ -411,6 +427,7 @@ int sk_ckpt_end(sk_ckpt_job *j, sk_ckpt_result *r, sk_err *e) {
   else if (j->late.code) sk_warn("the checkpoint is complete, but: %s", j->late.msg);
   for (int k = 0; k < j->form->n_file; k++) sk_free(j->hash[k]);
   sk_free(j->hash);
+  sk_free(j->fd);
   sk_free(j->m->slab);
   sk_free(j->m);
   sk_free(j->run_dir);
