@@ -185,8 +185,8 @@ int sk_train_run(MPI_Comm comm, const sk_train_opts *opts, sk_err *e) {
       t->engine.ctx.timer = &t->timer;
       int rc = loop(t, &why, e);
       sk_watch_step(t->watch, 0, 0);
-      if (rc == SK_OK) farewell(t, why);
       sk_train_save_end(t);
+      if (rc == SK_OK) farewell(t, why);
     }
   }
   sk_progress_clear();
