@@ -141,7 +141,7 @@ static int by_name(const void *a, const void *b) {
 }
 
 /* Rank 0: the file that holds each dataset; the manifest's own hash is right. */
-static void find_dsets(const char *path, int n, const sk_dset *dset, int *where, char names[][64], sk_err *e) {
+static void find_dsets(const char *path, int n, const sk_dset *dset, int *where, sk_ckpt_name *names, sk_err *e) {
   sk_manifest *m = sk_malloc(sizeof *m);
   if (sk_manifest_read(path, m, e) == SK_OK) {
     int n_all = 0, at = 0;
@@ -186,16 +186,23 @@ static void read_file(MPI_Comm comm, const char *path, const char *name, int k, 
   sk_free(at);
 }
 
+int sk_ckpt_where(MPI_Comm comm, const char *path, int n, const sk_dset *dset, int *where, sk_ckpt_name *name,
+                  sk_err *e) {
+  memset(name, 0, SK_CKPT_MAX_FILES * sizeof *name);
+  if (rank_of(comm) == 0) find_dsets(path, n, dset, where, name, e);
+  if (sk_agree(comm, e) == SK_OK) {
+    SK_MPI(MPI_Bcast(where, n, MPI_INT, 0, comm));
+    SK_MPI(MPI_Bcast(name, SK_CKPT_MAX_FILES * (int)sizeof *name, MPI_CHAR, 0, comm));
+  }
+  return e->code;
+}
+
 int sk_ckpt_read(MPI_Comm comm, const char *path, const sk_ckpt_file *file, sk_err *e) {
   int *where = sk_calloc((size_t)file->n_dset, sizeof *where);
-  char(*names)[64] = sk_calloc(SK_CKPT_MAX_FILES, sizeof *names);
-  if (rank_of(comm) == 0) find_dsets(path, file->n_dset, file->dset, where, names, e);
-  if (sk_agree(comm, e) == SK_OK) {
-    SK_MPI(MPI_Bcast(where, file->n_dset, MPI_INT, 0, comm));
-    SK_MPI(MPI_Bcast(names, SK_CKPT_MAX_FILES * (int)sizeof *names, MPI_CHAR, 0, comm));
+  sk_ckpt_name *names = sk_calloc(SK_CKPT_MAX_FILES, sizeof *names);
+  if (sk_ckpt_where(comm, path, file->n_dset, file->dset, where, names, e) == SK_OK)
     for (int k = 0; k < SK_CKPT_MAX_FILES && names[k][0] && !e->code; k++)
       read_file(comm, path, names[k], k, where, file, e);
-  }
   sk_free(names);
   sk_free(where);
   return e->code;

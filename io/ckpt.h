@@ -112,6 +112,13 @@ int sk_ckpt_save_as(MPI_Comm comm, const char *path, const sk_ckpt_meta *meta, i
  * *meta (freed by the caller) and, where not NULL, whether optimizer files are there. Model files must be. */
 int sk_ckpt_open(MPI_Comm comm, const char *path, sk_ckpt_meta *meta, bool *has_optimizer, sk_err *e);
 
+enum { SK_CKPT_MAX_FILES = 2048 };
+typedef char sk_ckpt_name[64];
+/* Collective. In which file of an opened checkpoint each of n datasets lies: name[where[i]]; name has
+ * SK_CKPT_MAX_FILES places. */
+int sk_ckpt_where(MPI_Comm comm, const char *path, int n, const sk_dset *dset, int *where, sk_ckpt_name *name,
+                  sk_err *e);
+
 /* Collective. Reads this rank's slabs of an opened (checked) checkpoint; the datasets may lie in any of its files
  * (file->name does not matter). */
 int sk_ckpt_read(MPI_Comm comm, const char *path, const sk_ckpt_file *file, sk_err *e);

@@ -15,7 +15,7 @@
 #include "io/ckpt.h"
 #include "io/fsutil.h"
 
-enum { SK_MANIFEST_VERSION = 1, SK_CKPT_MAX_FILES = 2048 };
+enum { SK_MANIFEST_VERSION = 1 };
 
 typedef struct sk_manifest_file {
   char name[64]; /* plain name inside the folder */

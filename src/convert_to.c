@@ -38,6 +38,11 @@ typedef struct to {
   int *param;           /* [parameters]: whose tensor[i] is */
   int n_shard;
   shard *shard;
+  int *where;           /* [parameters]: which file of the checkpoint has it */
+  sk_ckpt_name *h5_name;
+  int64_t h5;           /* the file that is open */
+  int h5_at;
+  char *h5_path;
   float *values;        /* one piece */
   unsigned char *raw;
   sk_convert_progress progress;
@@ -234,9 +239,36 @@ static int too_large(const to *t, const sk_st_tensor *x, float value, sk_err *e)
                  (double)value, sk_st_dtype_name(x->dtype));
 }
 
+/* Collective. In which of the checkpoint's files every parameter lies. */
+static int find_params(to *t, sk_err *e) {
+  const int n = t->model.all.n;
+  sk_dset *d = sk_calloc((size_t)n, sizeof *d);
+  for (int i = 0; i < n; i++) d[i].name = sk_strf("params/%s", t->model.all.p[i].name);
+  t->where = sk_calloc((size_t)n, sizeof *t->where);
+  t->h5_name = sk_calloc(SK_CKPT_MAX_FILES, sizeof *t->h5_name);
+  sk_ckpt_where(t->comm, t->o->from, n, d, t->where, t->h5_name, e);
+  for (int i = 0; i < n; i++) sk_free((char *)(uintptr_t)d[i].name);
+  sk_free(d);
+  return e->code;
+}
+
+static void close_h5(to *t) {
+  if (t->h5_path && t->h5 >= 0) sk_h5_close(t->h5);
+  sk_free(t->h5_path);
+  t->h5_path = NULL;
+}
+
+static int open_h5(to *t, int file, sk_err *e) {
+  if (t->h5_path && t->h5_at == file) return SK_OK;
+  close_h5(t);
+  t->h5_path = sk_strf("%s/%s", t->o->from, t->h5_name[file]);
+  t->h5_at = file;
+  t->h5 = sk_h5_open(t->h5_path, e);
+  return e->code;
+}
+
 /* Rows row .. row+rows-1 of a tensor, from the checkpoint into the file. */
-static int move_piece(to *t, int64_t h5, const char *h5_path, int fd, const char *path, const shard *s, int i,
-                      int64_t row, int64_t rows, sk_err *e) {
+static int move_piece(to *t, int fd, const char *path, const shard *s, int i, int64_t row, int64_t rows, sk_err *e) {
   const sk_st_tensor *x = &t->tensor[i];
   const sk_param *p = &t->model.all.p[t->param[i]];
   int64_t n = rows * p->global_len, width = sk_st_size(x->dtype);
@@ -248,7 +280,7 @@ static int move_piece(to *t, int64_t h5, const char *h5_path, int fd, const char
   memcpy(d.dim, p->dim, (size_t)p->rank * sizeof *d.dim);
   memcpy(slab.count, p->dim, (size_t)p->rank * sizeof *slab.count);
   slab.count[0] = rows;
-  if (sk_h5_read_slab(h5, h5_path, &d, &slab, e) == SK_OK) {
+  if (open_h5(t, t->where[t->param[i]], e) == SK_OK && sk_h5_read_slab(t->h5, t->h5_path, &d, &slab, e) == SK_OK) {
     int64_t over = sk_st_encode(x->dtype, t->values, n, t->raw);
     int err = over < 0 ? write_at(fd, t->raw, n * width, s->data + x->begin + row * p->global_len * width) : 0;
     if (over >= 0) too_large(t, x, t->values[over], e);
@@ -260,7 +292,7 @@ static int move_piece(to *t, int64_t h5, const char *h5_path, int fd, const char
 }
 
 /* This rank's pieces of one file: every size-th of all. *piece counts through the model. */
-static int write_shard(to *t, int64_t h5, const char *h5_path, const shard *s, int64_t *piece, sk_err *e) {
+static int write_shard(to *t, const shard *s, int64_t *piece, sk_err *e) {
   char *path = sk_strf("%s/%s", t->tmp, s->name);
   int fd = open(path, O_WRONLY | O_CLOEXEC);
   if (fd < 0) sk_fs_fail(e, path, "written", errno);
@@ -269,7 +301,7 @@ static int write_shard(to *t, int64_t h5, const char *h5_path, const shard *s, i
     int64_t step = sk_convert_rows(p);
     for (int64_t row = 0; row < p->dim[0] && !e->code; row += step) {
       int64_t rows = step < p->dim[0] - row ? step : p->dim[0] - row;
-      if ((*piece)++ % t->size == t->rank) move_piece(t, h5, h5_path, fd, path, s, i, row, rows, e);
+      if ((*piece)++ % t->size == t->rank) move_piece(t, fd, path, s, i, row, rows, e);
     }
   }
   if (fd >= 0 && fsync(fd) != 0 && !e->code) sk_fs_fail(e, path, "written to disk", errno);
@@ -279,12 +311,10 @@ static int write_shard(to *t, int64_t h5, const char *h5_path, const shard *s, i
 }
 
 static int write_weights(to *t, sk_err *e) {
-  char *path = sk_strf("%s/model.h5", t->o->from);
-  int64_t h5 = sk_h5_open(path, e), piece = 0;
+  int64_t piece = 0;
   t->progress = (sk_convert_progress){.all = t->model.all.count, .ranks = t->size, .begin = sk_now()};
-  for (int k = 0; k < t->n_shard && !e->code; k++) write_shard(t, h5, path, &t->shard[k], &piece, e);
-  if (h5 >= 0) sk_h5_close(h5);
-  sk_free(path);
+  for (int k = 0; k < t->n_shard && !e->code; k++) write_shard(t, &t->shard[k], &piece, e);
+  close_h5(t);
   return sk_agree(t->comm, e);
 }
 
@@ -343,7 +373,7 @@ int sk_convert_to_hf(MPI_Comm comm, const sk_to_hf_opts *o, sk_err *e) {
     t.tensor = sk_calloc((size_t)t.model.all.n, sizeof *t.tensor);
     t.param = sk_calloc((size_t)t.model.all.n, sizeof *t.param);
     set_tensors(&t);
-    if (choose_dtypes(&t, e) == SK_OK) {
+    if (find_params(&t, e) == SK_OK && choose_dtypes(&t, e) == SK_OK) {
       cut(&t);
       write_folder(&t, e);
     }
@@ -351,6 +381,8 @@ int sk_convert_to_hf(MPI_Comm comm, const sk_to_hf_opts *o, sk_err *e) {
   sk_free(t.tensor);
   sk_free(t.param);
   sk_free(t.shard);
+  sk_free(t.where);
+  sk_free(t.h5_name);
   sk_free(t.values);
   sk_free(t.raw);
   sk_free(t.json);

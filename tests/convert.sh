@@ -55,6 +55,12 @@ ranks 1 convert to-hf b/checkpoints/step-00000004 -o hf-b && cmp hf/tokenizer_co
   cmp hf/config.json hf-b/config.json
 ok $? "and out again, with config.json as it was"
 
+ranks 1 train -i deck.yaml --set run.dir=d --set train.init=ck --set train.steps=1 --set optimizer.lr=0 \
+  --set optimizer.schedule.min_lr=0 --set optimizer.schedule.warmup=0 --set checkpoint.files=3
+[ -f d/checkpoints/step-00000001/model-00002-of-00003.h5 ] &&
+  ranks 2 convert to-hf d/checkpoints/step-00000001 -o hf-d --shard-size 40kB && diff -r hf hf-d >log
+ok $? "a checkpoint in three files, written with a rate of 0, is the same folder" || say_log log
+
 # --- usage and failures ---
 refused() { # refused CODE WORDS ARGUMENTS...
   local code=$1 words=$2
