@@ -64,13 +64,10 @@ static void print_sample(sk_tokens *t, const sk_tokenizer *tok, int64_t d, sk_er
   if (sk_tokens_read(t, sk_tokens_doc_first(t, d), n, ids, e) != SK_OK) return;
   show(&l, "", 0);
   for (int64_t i = 0; i < n; i++) {
-    char text[16];
-    if (ids[i] == x->eos_id)
-      show(&l, "<end>", 5);
-    else if (tok)
-      sk_detok_push(&decoder, tok, ids[i]);
-    else
-      show(&l, text, (size_t)snprintf(text, sizeof text, "%s%d", i ? " " : "", (int)ids[i]));
+    char text[16] = "";
+    if (ids[i] == x->eos_id) show(&l, "<end>", 5);
+    else if (tok) sk_detok_push(&decoder, tok, ids[i]);
+    else show(&l, text, (size_t)snprintf(text, sizeof text, "%s%d", i ? " " : "", (int)ids[i]));
   }
   sk_detok_finish(&decoder);
   sk_say("  document %lld: %s%s", (long long)d, l.text, n < all ? " ..." : "");
