@@ -27,21 +27,22 @@ ok $? "every line has its comment" || say_log log
 small_run && sed -i 's/kind: cosine/kind: constant/; s/, valid: \[[^]]*\]//' deck.yaml
 ok $? "data and deck"
 steps=120
-set -- --set train.steps=$steps --set checkpoint.every=10
+set -- --set train.steps=$steps --set checkpoint.every=6
 ranks 2 train -i deck.yaml --set run.dir=straight "$@"
 ok $? "a straight run of $steps steps"
 unset SAKER_SITE SAKER_TRIES
-"$scripts"/chain.sh 2 deck.yaml "$dir/run" "$@" --max-time 3 >chain.log 2>&1 &
+"$scripts"/chain.sh 2 deck.yaml "$dir/run" "$@" --max-time 4 >chain.log 2>&1 &
 chain=$!
-for _ in $(seq 600); do # in the second job, when it has made a checkpoint of its own
-  [ "$(wc -l 2>/dev/null <run/jobs.txt)" = 1 ] && [ "$(awk '{ print $4 }' run/jobs.txt)" -lt "$(tail -1 run/metrics.jsonl |
-    sed -n 's/.*"event": *"checkpoint", *"step": *\([0-9]*\).*/\1/p' | grep . || echo 0)" ] && break
+for _ in $(seq 1200); do # in the second job, after some steps
+  if [ "$(wc -l 2>/dev/null <run/jobs.txt)" = 1 ] &&
+    [ "$(tail -1 run/metrics.jsonl | sed -n 's/^{"step": \([0-9]*\),.*/\1/p' | grep . || echo 0)" -gt "$(awk '{ print $4 + 4 }' run/jobs.txt)" ]; then
+    for p in /proc/[0-9]*; do
+      tr '\0' ' ' 2>/dev/null <"$p/cmdline" | grep -qs "^$SAKER train.*run.dir=$dir/run " && kill -9 "${p#/proc/}" && break 2
+    done
+  fi 2>/dev/null
   sleep 0.02
 done
-for p in /proc/[0-9]*; do
-  tr '\0' ' ' 2>/dev/null <"$p/cmdline" | grep -qs "^$SAKER train.*run.dir=$dir/run " && victim=${p#/proc/}
-done
-kill -9 "${victim:-none}"
+[ "$(wc -l <run/jobs.txt)" = 1 ]
 ok $? "a rank of the second job is killed"
 wait $chain
 ok $? "the chain ends with exit code 0" || say_log chain.log
@@ -72,6 +73,17 @@ kill -TERM $chain
 wait $chain
 [ $? = 0 ] && grep -q '"state": *"incomplete"' asked/status.json && [ "$(wc -l <asked/jobs.txt)" = 1 ]
 ok $? "TERM: the job saves and stops, and no other one begins" || say_log chain.log
+
+"$scripts"/chain.sh 2 deck.yaml "$dir/file" "$@" --set train.steps=100000 >chain.log 2>&1 &
+chain=$!
+for _ in $(seq 600); do
+  grep -q '"step": *5,' file/metrics.jsonl 2>/dev/null && break
+  sleep 0.02
+done
+touch file/STOP
+wait $chain
+[ $? = 0 ] && [ "$(awk '{ print $5 $6 }' file/jobs.txt)" = 0asked ]
+ok $? "the file STOP: likewise" || say_log chain.log
 
 cat >dies <<'EOT'
 #!/bin/sh
