@@ -61,8 +61,8 @@ typedef struct sk_ckpt_file {
  * A save is begun, goes on by itself in a thread of each rank, and is moved along by the ranks together:
  *
  *   sk_ckpt_form_make      once: the structure of the files
- *   sk_ckpt_begin          thread: writes, syncs and reads back this rank's slabs
- *   sk_ckpt_go_on          all have written: thread: hashes files
+ *   sk_ckpt_begin          thread: writes this rank's slabs and reads them back
+ *   sk_ckpt_go_on          all have written: thread: hashes files, syncs what it wrote
  *   sk_ckpt_go_on          all is hashed: rank 0's thread: manifest.json with its own hash, sync, rename to step-N,
  *   sk_ckpt_go_on          `latest`, pruning. Over: sk_ckpt_end
  *

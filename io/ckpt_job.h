@@ -6,11 +6,13 @@
 
 typedef char sk_hash_text[SK_HASH_HEX];
 
-/* Not collective, and calls neither MPI nor HDF5. Writes this rank's slabs of a file to their places (the file is
- * created where it is missing), syncs it and reads the slabs back. structure: all else of the file too, its size first.
- * hash[n_slab]: XXH3-128 of the slabs as they are in memory; undefined for empty ones. */
+/* Not collective, and call neither MPI nor HDF5. Writes this rank's slabs of a file to their places (the file is
+ * created where it is missing) and reads them back, while the disk begins to write. structure: all else of the file too,
+ * its size first. hash[n_slab]: XXH3-128 of the slabs as they are in memory; undefined for empty ones. *fd is left
+ * open, so that no error of the disk gets lost, for sk_ckpt_sync_file: it waits for the disk and closes it (-1: nothing to do). */
 int sk_ckpt_write_file(const char *path, const sk_ckpt_file *f, const sk_h5_form *form, bool structure,
-                       sk_hash_text *hash, sk_err *e);
+                       sk_hash_text *hash, int *fd, sk_err *e);
+int sk_ckpt_sync_file(const char *path, int *fd, sk_err *e);
 
 /* A file does not hold what a write said it took. */
 int sk_ckpt_lied(const char *path, const char *where, sk_err *e);

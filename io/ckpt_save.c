@@ -5,12 +5,15 @@
 #endif
 #include "io/ckpt_job.h"
 #include "io/manifest.h"
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -120,15 +123,31 @@ struct sk_ckpt_job {
   const sk_ckpt_form *form;
   const sk_ckpt_file *file; /* [form->n_file], borrowed */
   sk_hash_text **hash;      /* [file][slab] */
+  int *fd;                  /* [file] written but not yet synced, or -1 */
   sk_manifest *m;           /* files: size and hash of those that this rank hashes; rank 0: all, and the sides */
   char *dir, *name, *tmp;   /* the folder, the checkpoint's name in it, path of the tmp folder */
   char *run_dir;            /* NULL: no hint and no pruning */
   int64_t keep, keep_every;
 };
 
+/* A new thread starts on the cores of the one that made it, which OpenMP may have bound to a single one: it gets those
+ * of all threads of the process. */
+static void widen(void) {
+  cpu_set_t all, one;
+  DIR *d = opendir("/proc/self/task");
+  CPU_ZERO(&all);
+  for (struct dirent *x; d && (x = readdir(d)) != NULL;) {
+    int tid = atoi(x->d_name);
+    if (tid > 0 && sched_getaffinity(tid, sizeof one, &one) == 0) CPU_OR(&all, &all, &one);
+  }
+  if (d) closedir(d);
+  if (CPU_COUNT(&all) > 0) sched_setaffinity(0, sizeof all, &all); // only for speed
+}
+
 static void *run(void *arg) {
   sk_ckpt_job *j = arg;
   double begin = sk_now();
+  if (j->threaded) widen();
   j->work(j);
   j->busy += sk_now() - begin;
   atomic_store(&j->idle, true);
@@ -143,9 +162,63 @@ static void start(sk_ckpt_job *j, phase now, void (*work)(sk_ckpt_job *)) {
   atomic_store(&j->idle, false);
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &old);
+  j->threaded = true;
   j->threaded = pthread_create(&j->thread, NULL, run, j) == 0;
   pthread_sigmask(SIG_SETMASK, &old, NULL);
   if (!j->threaded) run(j);
+}
+
+/* Several files at a time: one thread alone copies and hashes no faster than a good disk writes. */
+enum { WORKERS = 4 };
+
+typedef struct worker {
+  struct shared_work *of;
+  pthread_t thread;
+  bool threaded;
+  int failed; /* file */
+  sk_err err;
+} worker;
+
+typedef struct shared_work {
+  sk_ckpt_job *job;
+  void (*one)(sk_ckpt_job *, int file, sk_err *);
+  int first, stride;
+  atomic_int next;
+  atomic_bool stop;
+  worker worker[WORKERS];
+} shared_work;
+
+static void *work_on(void *arg) {
+  worker *w = arg;
+  shared_work *s = w->of;
+  while (!w->err.code && !atomic_load(&s->stop)) {
+    int k = s->first + s->stride * atomic_fetch_add(&s->next, 1);
+    if (k >= s->job->form->n_file) break;
+    s->one(s->job, k, &w->err);
+    w->failed = k;
+    if (w->err.code) atomic_store(&s->stop, true);
+  }
+  return NULL;
+}
+
+/* one(job, k, ...) for every stride-th file from `first`; of errors that of the first file becomes the job's. */
+static void for_files(sk_ckpt_job *j, int first, int stride, void (*one)(sk_ckpt_job *, int, sk_err *)) {
+  int files = (j->form->n_file - first + stride - 1) / stride, n = files < WORKERS ? files : WORKERS, worst = -1;
+  shared_work *s = sk_calloc(1, sizeof *s);
+  *s = (shared_work){.job = j, .one = one, .first = first, .stride = stride};
+  for (int i = 0; i < n; i++) {
+    worker *w = &s->worker[i];
+    w->of = s;
+    w->threaded = i > 0 && pthread_create(&w->thread, NULL, work_on, w) == 0; // with the signal mask of this thread
+  }
+  if (n > 0) work_on(&s->worker[0]);
+  for (int i = 0; i < n; i++) {
+    worker *w = &s->worker[i];
+    if (w->threaded) pthread_join(w->thread, NULL);
+    if (w->err.code && (worst < 0 || w->failed < s->worker[worst].failed)) worst = i;
+  }
+  if (worst >= 0) sk_fail(&j->err, s->worker[worst].err.code, "%s", s->worker[worst].err.msg);
+  sk_free(s);
 }
 
 static char *file_path(const sk_ckpt_job *j, int k) { return sk_strf("%s/%s", j->tmp, j->m->file[k].name); }
@@ -174,16 +247,21 @@ static void write_sides(sk_ckpt_job *j) {
   }
 }
 
+enum { MOST_OPEN = 64 }; /* files that wait for the next piece of work to be synced, while their hashes are taken */
+
+static void write_one(sk_ckpt_job *j, int k, sk_err *e) {
+  if (j->rank != 0 && !has_slabs(&j->file[k])) return;
+  char *path = file_path(j, k);
+  sk_ckpt_write_file(path, &j->file[k], &j->form->file[k], j->rank == 0, j->hash[k], &j->fd[k], e);
+  if (j->form->n_file > MOST_OPEN) sk_ckpt_sync_file(path, &j->fd[k], e);
+  sk_free(path);
+}
+
 static void write_work(sk_ckpt_job *j) {
   if (j->rank == 0) sk_fs_mkdirs(j->dir, &j->err);
   // The first to come makes it: nobody waits for rank 0.
   if (!j->err.code && mkdir(j->tmp, 0777) != 0 && errno != EEXIST) sk_fs_fail(&j->err, j->tmp, "created", errno);
-  for (int k = 0; k < j->form->n_file && !j->err.code; k++) {
-    if (j->rank != 0 && !has_slabs(&j->file[k])) continue;
-    char *path = file_path(j, k);
-    sk_ckpt_write_file(path, &j->file[k], &j->form->file[k], j->rank == 0, j->hash[k], &j->err);
-    sk_free(path);
-  }
+  if (!j->err.code) for_files(j, 0, 1, write_one);
   if (j->rank == 0) write_sides(j);
 }
 
@@ -223,19 +301,30 @@ static void gather_slabs(sk_ckpt_job *j) {
   sk_free(mine);
 }
 
-/* ---- then: size and hash of each file as it lies on the disk, by one rank ---- */
+/* ---- then: size and hash of each file by one rank, while the disk is still busy; then every rank syncs its own ---- */
 
-static void hash_work(sk_ckpt_job *j) {
-  for (int k = j->rank; k < j->form->n_file && !j->err.code; k += j->size) {
-    sk_manifest_file *f = &j->m->file[k];
+static void sync_files(sk_ckpt_job *j) {
+  for (int k = 0; k < j->form->n_file; k++) {
     char *path = file_path(j, k);
-    f->size = sk_fs_size(path);
-    if (f->size != j->form->file[k].size)
-      sk_fail(&j->err, SK_FAILED, "%s: has %lld bytes where %lld were written", path, (long long)f->size,
-              (long long)j->form->file[k].size);
-    sk_fs_hash(path, f->hash, &j->err);
+    sk_ckpt_sync_file(path, &j->fd[k], &j->err);
     sk_free(path);
   }
+}
+
+static void hash_one(sk_ckpt_job *j, int k, sk_err *e) {
+  sk_manifest_file *f = &j->m->file[k];
+  char *path = file_path(j, k);
+  f->size = sk_fs_size(path);
+  if (f->size != j->form->file[k].size)
+    sk_fail(e, SK_FAILED, "%s: has %lld bytes where %lld were written", path, (long long)f->size,
+            (long long)j->form->file[k].size);
+  sk_fs_hash(path, f->hash, e);
+  sk_free(path);
+}
+
+static void hash_work(sk_ckpt_job *j) {
+  for_files(j, j->rank, j->size, hash_one);
+  sync_files(j);
 }
 
 /* Each file is known by one rank, the others have zeros. */
@@ -341,6 +430,8 @@ static void name_files(sk_ckpt_job *j) {
   int n = j->form->n_file, n_side = j->rank == 0 ? t->n_side : 0;
   SK_CHECK(n + n_side <= SK_CKPT_MAX_FILES, "%d files in a checkpoint", n + n_side);
   j->m->n_file = n + n_side;
+  j->fd = sk_malloc((size_t)n * sizeof *j->fd);
+  for (int k = 0; k < n; k++) j->fd[k] = -1;
   for (int i = 0; i < n_side; i++) memcpy(j->m->file[n + i].name, t->side[i].name, sizeof j->m->file->name);
   for (int k = 0; k < n; k++) {
     sk_manifest_file *f = &j->m->file[k];
@@ -388,6 +479,7 @@ bool sk_ckpt_go_on(sk_ckpt_job *j) {
   if (j->threaded) pthread_join(j->thread, NULL);
   j->threaded = false;
   if (sk_agree(j->comm, &j->err) != SK_OK) {
+    sync_files(j); // only closes them
     if (j->rank == 0) sk_fs_remove(j->tmp);
     j->phase = OVER;
   } else if (j->phase == WRITE) {
@@ -411,6 +503,7 @@ int sk_ckpt_end(sk_ckpt_job *j, sk_ckpt_result *r, sk_err *e) {
   else if (j->late.code) sk_warn("the checkpoint is complete, but: %s", j->late.msg);
   for (int k = 0; k < j->form->n_file; k++) sk_free(j->hash[k]);
   sk_free(j->hash);
+  sk_free(j->fd);
   sk_free(j->m->slab);
   sk_free(j->m);
   sk_free(j->run_dir);

@@ -186,6 +186,7 @@ int sk_checkpoint_load(MPI_Comm comm, sk_engine *g, const char *path, bool weigh
   size_t n = (size_t)sk_optim_count(&g->opt, g->ctx.reg), size = n * sizeof(float);
   float *host = sk_calloc(weights_only ? n : 3 * n, sizeof *host);
   file all = {.end = g->model.all.n};
+  sk_optim_need(&g->opt, &g->ctx, -1); // the latest step's weights may still be on their way
   add_group(&all, g, "params", host, true);
   if (!weights_only) {
     add_group(&all, g, "m", host + n, true);

@@ -119,9 +119,9 @@ static int back(sk_train *t, int64_t step, const sk_step_result *r, sk_err *e) {
   if (step > t->bad_step) t->rollbacks = 0;
   if (t->rollbacks == TRIES)
     return stop(t, step, r, "Three rollbacks did not get past the step where it began", e);
-  if (sk_ckpt_find(t->grid.world, sk_run_path(t->run), path, sizeof path, e) != SK_OK) return e->code;
-  if (!path[0]) return stop(t, step, r, "There is no checkpoint to go back to", e);
-  if (sk_ckpt_open(t->grid.world, path, &old, NULL, e) == SK_OK &&
+  sk_timer_begin(&t->timer, SK_T_CHECKPOINT);
+  bool found = sk_ckpt_find(t->grid.world, sk_run_path(t->run), path, sizeof path, e) == SK_OK && path[0];
+  if (found && sk_ckpt_open(t->grid.world, path, &old, NULL, e) == SK_OK &&
       sk_checkpoint_load(t->grid.world, &t->engine, path, false, e) == SK_OK) {
     t->rollbacks++;
     if (step > t->bad_step) t->bad_step = step;
@@ -136,8 +136,9 @@ static int back(sk_train *t, int64_t step, const sk_step_result *r, sk_err *e) {
     event(t, "rollback", step, r, NULL);
     sk_warn("step %lld: %s. Back to %s, and on with the data behind this step's", (long long)step, what, path);
   }
+  sk_timer_end(&t->timer);
   sk_ckpt_meta_free(&old);
-  return e->code;
+  return found || e->code ? e->code : stop(t, step, r, "There is no checkpoint to go back to", e);
 }
 
 int sk_train_handle(sk_train *t, int64_t step, sk_step_result *r, sk_step_fate *fate, sk_err *e) {
