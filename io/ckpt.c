@@ -311,7 +311,7 @@ static bool abandoned(const char *path) {
   if (who && strncmp(who + 5, host, strlen(host)) == 0 && who[5 + strlen(host)] == '-') {
     char *end;
     long pid = strtol(who + 6 + strlen(host), &end, 10);
-    if (!*end) return pid > 0 && kill((pid_t)pid, 0) != 0 && errno == ESRCH; // else another host's name
+    if (!*end) return sk_fs_process_gone(pid); // else another host's name
   }
   return stat(path, &st) == 0 && time(NULL) - st.st_mtime > LEFT_OVER_SECONDS;
 }
@@ -333,6 +333,23 @@ static void remove_ckpt(const char *path) {
   if (rename(path, tmp) != 0 || !sk_fs_remove(tmp))
     sk_warn("%s: cannot be removed completely: %s", path, strerror(errno));
   sk_free(tmp);
+}
+
+void sk_ckpt_clean(MPI_Comm comm, const char *run_dir) {
+  if (rank_of(comm) != 0) return;
+  char *dir = sk_strf("%s/checkpoints", run_dir), **name = NULL;
+  int64_t n = 0, step;
+  sk_err e = {0};
+  struct stat st;
+  if (stat(dir, &st) == 0) sk_fs_list(dir, &name, &n, &e);
+  for (int64_t i = 0; i < n; i++) {
+    char *path = sk_strf("%s/%s", dir, name[i]);
+    if ((parse_name(name[i], &step) == TMP && abandoned(path)) || strncmp(name[i], "latest.tmp.", 11) == 0)
+      sk_fs_remove(path);
+    sk_free(path);
+  }
+  sk_fs_free_names(name, n);
+  sk_free(dir);
 }
 
 void sk_ckpt_prune(const char *run_dir, int64_t keep, int64_t keep_every) {

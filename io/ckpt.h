@@ -126,6 +126,10 @@ int sk_ckpt_find(MPI_Comm comm, const char *run_dir, char *path, size_t cap, sk_
  * left-over tmp and old folders that no live process writes: on this host by pid, else after an hour. */
 void sk_ckpt_prune(const char *run_dir, int64_t keep, int64_t keep_every);
 
+/* Collective (rank 0 works). Removes what a killed job left half written: tmp folders that no live process writes (as
+ * above) and the hint's. For who holds the run's lock. */
+void sk_ckpt_clean(MPI_Comm comm, const char *run_dir);
+
 /* Collective. `saker verify`: every file and every slab's hash; prints a line per file on rank 0;
  * SK_FAILED with the names of all that is damaged. Files whose own hash is wrong are not opened. */
 int sk_ckpt_verify(MPI_Comm comm, const char *path, sk_err *e);

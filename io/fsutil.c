@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -113,6 +114,17 @@ int sk_fs_reserve(const char *path, int64_t size, sk_err *e) {
     return sk_fs_fail(e, path, what, err);
   }
   return SK_OK;
+}
+
+bool sk_fs_process_gone(long pid) {
+  if (pid <= 0) return false;
+  if (kill((pid_t)pid, 0) != 0) return errno == ESRCH;
+  char *path = sk_strf("/proc/%ld/stat", pid), state = '?';
+  FILE *f = fopen(path, "r");
+  if (f && fscanf(f, "%*d (%*[^)]) %c", &state) != 1) state = '?';
+  if (f) fclose(f);
+  sk_free(path);
+  return state == 'Z' || state == 'X';
 }
 
 int64_t sk_fs_size(const char *path) {

@@ -155,6 +155,12 @@ static bool plain_name(const char *s) {
   return s && s[0] && s[0] != '.' && strlen(s) < 64 && strspn(s, ok) == strlen(s);
 }
 
+/* A file without datasets is none of the checkpoint's own: it goes along into later checkpoints. */
+static bool side_name(const char *s) {
+  const char *dot = strrchr(s, '.');
+  return strcmp(s, "manifest.json") != 0 && !(dot && strcmp(dot, ".h5") == 0);
+}
+
 static bool get_slabs(const json_t *a, sk_manifest *m, int file, int dset) {
   const sk_dset *d = &m->file[file].dset[dset];
   size_t n = json_array_size(a);
@@ -185,7 +191,8 @@ static bool get_file(const json_t *o, sk_manifest *m) {
   const char *name = json_string_value(json_object_get(o, "name"));
   const json_t *list = json_object_get(o, "datasets");
   if (!plain_name(name) || !get_int(o, "size", 0, &f->size) || !get_hash(o, f->hash) ||
-      !json_is_array(list) || json_array_size(list) > 10000000)
+      !json_is_array(list) || json_array_size(list) > 10000000 ||
+      (json_array_size(list) == 0 && !side_name(name)))
     return false;
   memcpy(f->name, name, strlen(name) + 1);
   f->dset = sk_calloc(json_array_size(list), sizeof *f->dset);

@@ -315,9 +315,9 @@ sk_nccl_pair *sk_nccl_pair_open(MPI_Comm comm, int from, int to, sk_err *e) {
   return p;
 }
 
-void sk_nccl_pair_close(sk_nccl_pair *p) {
+void sk_nccl_pair_close(sk_nccl_pair *p, bool both) {
   if (!p) return;
-  check(ncclCommDestroy(p->comm), NULL, "ncclCommDestroy", __LINE__);
+  check(both ? ncclCommDestroy(p->comm) : ncclCommAbort(p->comm), NULL, "closing a pair", __LINE__);
   sk_free(p);
 }
 
@@ -338,7 +338,7 @@ sk_nccl_pair *sk_nccl_pair_open(MPI_Comm comm, int from, int to, sk_err *e) {
   sk_fail(e, SK_FAILED, "this program was built without NCCL");
   return NULL;
 }
-void sk_nccl_pair_close(sk_nccl_pair *p) {}
+void sk_nccl_pair_close(sk_nccl_pair *p, bool both) {}
 void sk_nccl_pair_send(sk_nccl_pair *p, sk_stream *s, const void *src, size_t bytes) {}
 void sk_nccl_pair_recv(sk_nccl_pair *p, sk_stream *s, void *dst, size_t bytes) {}
 #endif

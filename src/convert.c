@@ -4,6 +4,9 @@
 enum { PIECE = 4 << 20 }; /* elements */
 
 const char sk_convert_dtypes[] = "source-dtypes.json";
+const char *const sk_convert_sides[] = {
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",      "vocab.json", "merges.txt",
+    "tokenizer.model", "chat_template.jinja",  "chat_template.json",      "generation_config.json", NULL};
 
 int sk_convert_model(const sk_config *cfg, sk_model *m, sk_err *e) {
   sk_grid one;

@@ -25,6 +25,9 @@ int sk_convert_to_hf(MPI_Comm comm, const sk_to_hf_opts *o, sk_err *e);
 /* The side file with the dtype of every tensor that came in: {"NAME": "BF16", ...}. It is kept where config.json
  * names no dtype. */
 extern const char sk_convert_dtypes[];
+/* The files that go along both ways, NULL at the end; a folder may lack any of them. Others of a checkpoint are not
+ * exported: whoever made it does not get to choose the names. */
+extern const char *const sk_convert_sides[];
 
 /* The whole model's parameters: names and shapes (m->all); freed by sk_model_free. */
 int sk_convert_model(const sk_config *cfg, sk_model *m, sk_err *e);

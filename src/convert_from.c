@@ -16,11 +16,6 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Files that go along; a folder may lack any of them. */
-static const char *const sides[] = {
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json", "generation_config.json"};
-
 typedef struct place {
   int32_t file, dtype;
   int64_t at; /* byte in the file */
@@ -234,9 +229,9 @@ static void note_dtypes(const from *f, sk_ckpt_meta *meta) {
 
 static int take_sides(const from *f, sk_ckpt_meta *meta, sk_err *e) {
   note_dtypes(f, meta);
-  for (size_t i = 0; i < sizeof sides / sizeof sides[0] && !e->code; i++) {
-    char *path = sk_strf("%s/%s", f->dir, sides[i]);
-    if (exists(f->dir, sides[i])) sk_ckpt_side_read(meta, path, sides[i], e);
+  for (const char *const *side = sk_convert_sides; *side && !e->code; side++) {
+    char *path = sk_strf("%s/%s", f->dir, *side);
+    if (exists(f->dir, *side)) sk_ckpt_side_read(meta, path, *side, e);
     sk_free(path);
   }
   if (!sk_hf_json_has(f->json, "rope_theta") && !sk_hf_json_has(f->json, "rope_parameters"))

@@ -212,9 +212,10 @@ static int put_index(const to *t, sk_err *e) {
 static int put_small_files(const to *t, sk_err *e) {
   put_file(t, "config.json", t->json, strlen(t->json), e);
   if (t->n_shard > 1) put_index(t, e);
-  for (int k = 0; k < t->meta.n_side; k++)
-    if (strcmp(t->meta.side[k].name, sk_convert_dtypes) != 0)
-      put_file(t, t->meta.side[k].name, t->meta.side[k].data, t->meta.side[k].size, e);
+  for (const char *const *name = sk_convert_sides; *name; name++) {
+    const sk_ckpt_side *side = sk_ckpt_side_find(&t->meta, *name);
+    if (side) put_file(t, side->name, side->data, side->size, e);
+  }
   return e->code;
 }
 

@@ -85,8 +85,8 @@ static int check(MPI_Comm comm, const options *o, sk_config *cfg, sk_ckpt_meta *
 static int evaluate(const options *o, const sk_config *cfg, const sk_grid *grid, const sk_ckpt_meta *meta, sk_err *e) {
   sk_data *valid = NULL;
   sk_engine g = {0};
-  int64_t T = cfg->data.sequence, tokens;
-  double loss, begin = sk_now();
+  int64_t T = cfg->data.sequence, tokens = 0;
+  double loss = 0, begin = sk_now();
   const sk_ops *op = sk_device_choose(grid->world, cfg->run.device, false, false, e);
   if (!op || sk_data_open(grid->world, cfg, false, &valid, e) != SK_OK) return e->code;
   if (sk_engine_open(&g, cfg, op, sk_device_comm(op), grid, true, cfg->train.micro_batch, T, T, e) == SK_OK) {

@@ -30,13 +30,15 @@ static double time_needed(const sk_train *t) {
 
 /* Loss of the last stage, stop wishes and the saves' progress of all ranks, in rank order. The tp ranks of a stage all
  * have the same loss: one of them counts. */
-static void exchange(sk_train *t, sk_step_result *r, int64_t step) {
+static void exchange(sk_train *t, sk_step_result *r) {
   enum { N = SK_TRAIN_EXCHANGED };
   const sk_grid *g = &t->grid;
   bool counts = g->at[SK_PP] == g->n[SK_PP] - 1 && g->at[SK_TP] == 0;
-  double busy = sk_now() - comm_seconds(&t->timer) - t->busy_since;
-  const double mine[N] = {counts ? r->loss : 0, sk_stop_asked(&t->stop, time_needed(t)), busy,
-                          sk_train_weights_hash(t, step), !t->job || sk_ckpt_idle(t->job)};
+  const double mine[N] = {[SK_SAYS_LOSS] = counts ? r->loss : 0,
+                          [SK_SAYS_STOP] = sk_stop_asked(&t->stop, time_needed(t)),
+                          [SK_SAYS_IDLE] = !t->job || sk_ckpt_idle(t->job),
+                          [SK_SAYS_BUSY] = sk_now() - comm_seconds(&t->timer) - t->busy_since,
+                          [SK_SAYS_HASH] = sk_train_weights_hash(t)};
   sk_timer_begin(&t->timer, SK_T_WAIT);
   SK_MPI(MPI_Allgather(mine, N, MPI_DOUBLE, t->per_rank, N, MPI_DOUBLE, t->grid.world));
   r->loss = 0;
@@ -44,14 +46,14 @@ static void exchange(sk_train *t, sk_step_result *r, int64_t step) {
   r->idle = true;
   for (int i = 0; i < t->grid.size; i++) {
     const double *of = t->per_rank + N * i;
-    r->loss += of[0];
-    if ((sk_stop_why)of[1] > r->stop) r->stop = (sk_stop_why)of[1];
-    r->idle &= of[4] != 0;
+    r->loss += of[SK_SAYS_LOSS];
+    if ((sk_stop_why)of[SK_SAYS_STOP] > r->stop) r->stop = (sk_stop_why)of[SK_SAYS_STOP];
+    r->idle &= of[SK_SAYS_IDLE] != 0;
   }
   sk_timer_end(&t->timer);
 }
 
-int sk_train_gradients(sk_train *t, sk_step_result *r, int64_t step, sk_err *e) {
+int sk_train_gradients(sk_train *t, sk_step_result *r, sk_err *e) {
   sk_engine *g = &t->engine;
   const sk_grid *grid = &t->grid;
   t->busy_since = sk_now() - comm_seconds(&t->timer);
@@ -67,16 +69,16 @@ int sk_train_gradients(sk_train *t, sk_step_result *r, int64_t step, sk_err *e) 
   sk_engine_step(g, t->ids, t->label, t->start, 1.0 / (double)all);
   r->loss = sk_engine_take_loss(g);
   r->norm = sk_optim_norm(&g->opt, &g->ctx, grid->zero, grid->model, g->model.all.n, &r->bad);
-  exchange(t, r, step);
+  exchange(t, r);
   r->loss /= (double)all;
-  sk_train_count_busy(t, step);
-  return sk_train_check_replicas(t, step, e);
+  sk_train_count_busy(t);
+  return sk_train_check_replicas(t, e);
 }
 
 static int train_step(sk_train *t, int64_t step, sk_step_result *r, sk_step_fate *fate, sk_err *e) {
   sk_engine *g = &t->engine;
   *fate = SK_STEP_GO;
-  if (sk_train_gradients(t, r, step, e) != SK_OK) return e->code;
+  if (sk_train_gradients(t, r, e) != SK_OK) return e->code;
   r->lr = sk_lr(&t->cfg, step);
   if (sk_train_trouble(t, r) && sk_train_handle(t, step, r, fate, e) != SK_OK) return e->code;
   if (*fate == SK_STEP_GO) {
@@ -173,6 +175,7 @@ int sk_train_run(MPI_Comm comm, const sk_train_opts *opts, sk_err *e) {
     } else if (t->meta.step >= t->cfg.train.steps) {
       sk_say("Nothing to do: %s has reached step %lld of train.steps %lld. Raise train.steps to go on.",
              sk_run_path(t->run), (long long)t->meta.step, (long long)t->cfg.train.steps);
+      sk_run_status(t->run, "complete", t->meta.step, t->cfg.train.steps, t->saved_path, ""); /* perhaps killed at the end */
     } else {
       sk_stop_open(&t->stop, sk_run_path(t->run), t->t0, opts->max_time);
       sk_timer_start(&t->timer);

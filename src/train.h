@@ -10,9 +10,9 @@
 #include "src/trace.h"
 #include "src/watch.h"
 
-/* What a rank tells all others in every step: loss, wish to stop, seconds of its own work, hash of its weights,
- * whether its part of a save is done. */
-enum { SK_TRAIN_EXCHANGED = 5 };
+/* What a rank tells all others in every step: loss, wish to stop, whether its part of a save is done, seconds of its
+ * own work, hash of its weights. */
+enum { SK_SAYS_LOSS, SK_SAYS_STOP, SK_SAYS_IDLE, SK_SAYS_BUSY, SK_SAYS_HASH, SK_TRAIN_EXCHANGED };
 
 typedef struct sk_train_opts {
   const char *deck;
@@ -64,7 +64,7 @@ typedef struct sk_step_result {
 } sk_step_result;
 
 /* Collective (train.c). Gradients of the next step's batch, each rank its slice. Changes nothing but them. */
-int sk_train_gradients(sk_train *t, sk_step_result *r, int64_t step, sk_err *e);
+int sk_train_gradients(sk_train *t, sk_step_result *r, sk_err *e);
 
 /* train_trouble.c. Loss or gradient are not finite, or the loss is a spike (train.spike). */
 bool sk_train_trouble(const sk_train *t, const sk_step_result *r);
@@ -97,12 +97,12 @@ void sk_train_save_end(sk_train *t);
 int sk_train_eval(sk_train *t, sk_err *e);
 
 /* train_watch.c. The hash of this rank's weights, 0 in steps without a comparison (watch.replicas); before the update. */
-double sk_train_weights_hash(sk_train *t, int64_t step);
+double sk_train_weights_hash(sk_train *t);
 /* Collective. Compares the hashes in per_rank: weights that should be the same and are not are an error that names
  * the ranks. */
-int sk_train_check_replicas(sk_train *t, int64_t step, sk_err *e);
+int sk_train_check_replicas(sk_train *t, sk_err *e);
 /* Counts the ranks' work in per_rank; warns of a slow rank now and then. */
-void sk_train_count_busy(sk_train *t, int64_t step);
+void sk_train_count_busy(sk_train *t);
 
 /* Sums x over the ranks of comm in rank order: the same bits on every rank. Collective. */
 double sk_sum_ranks(MPI_Comm comm, double x);

@@ -6,8 +6,8 @@
 int sk_train_eval(sk_train *t, sk_err *e) {
   sk_timer_begin(&t->timer, SK_T_EVAL);
   t->engine.ctx.timer = NULL; /* all of it counts as evaluation */
-  double loss, begin = sk_now();
-  int64_t tokens;
+  double loss = 0, begin = sk_now();
+  int64_t tokens = 0;
   int code = sk_eval_loss(&t->engine, t->valid, &loss, &tokens, e);
   t->engine.ctx.timer = &t->timer;
   if (code == SK_OK) {

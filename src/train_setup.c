@@ -237,6 +237,7 @@ static int open_run(sk_train *t, const sk_ops *op, sk_err *e) {
   const int64_t T = c->data.sequence;
   if (sk_run_open(t->grid.world, c->run.dir, &t->run, e) != SK_OK) return e->code;
   sk_watch_start(&t->grid, c->run.dir, c->watch.step, c->watch.other, &t->timer, &t->watch);
+  sk_ckpt_clean(t->grid.world, c->run.dir);
   if (find_restart(t, path, sizeof path, e) != SK_OK) return e->code;
   if (path[0] && check_restart(t, path, &weights_only, e) != SK_OK) return e->code;
   if (open_data(t->grid.world, t, e) != SK_OK) return e->code;

@@ -77,7 +77,7 @@ static int again(sk_train *t, int64_t step, sk_step_result *r, bool *hardware, s
   char what[256];
   describe(t, &first, what, sizeof what);
   *r = (sk_step_result){.lr = first.lr};
-  if (sk_train_gradients(t, r, step, e) != SK_OK) return e->code;
+  if (sk_train_gradients(t, r, e) != SK_OK) return e->code;
   if (first.stop > r->stop) r->stop = first.stop;
   *hardware = !same_bits(first.loss, r->loss) || !same_bits(first.norm, r->norm) || first.bad != r->bad;
   t->meta.reruns++;

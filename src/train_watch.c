@@ -32,13 +32,13 @@ static double hash_weights(sk_train *t, int64_t first, int64_t n) {
   return hash;
 }
 
-double sk_train_weights_hash(sk_train *t, int64_t step) {
-  int64_t every = t->cfg.watch.replicas;
+double sk_train_weights_hash(sk_train *t) {
+  int64_t step = t->meta.step + 1, every = t->cfg.watch.replicas;
   if (every == 0 || step % every != 0 || t->engine.opt.parts == 1) return 0;
   return hash_weights(t, 0, t->engine.ctx.reg->total);
 }
 
-static double hash_of(const sk_train *t, int rank) { return t->per_rank[SK_TRAIN_EXCHANGED * rank + 3]; }
+static double hash_of(const sk_train *t, int rank) { return t->per_rank[SK_TRAIN_EXCHANGED * rank + SK_SAYS_HASH]; }
 
 /* World ranks that hold the same weights as `rank`: in ranks[], their number is returned. */
 static int replicas(const sk_grid *g, int rank, int *ranks) {
@@ -79,7 +79,8 @@ static void describe(const sk_train *t, const int *ranks, int n, char *text, siz
   }
 }
 
-int sk_train_check_replicas(sk_train *t, int64_t step, sk_err *e) {
+int sk_train_check_replicas(sk_train *t, sk_err *e) {
+  const int64_t step = t->meta.step + 1;
   const sk_grid *g = &t->grid;
   int *ranks = sk_calloc((size_t)g->size, sizeof *ranks), odd = -1;
   for (int r = 0; r < g->size && odd < 0; r++) {
@@ -88,6 +89,7 @@ int sk_train_check_replicas(sk_train *t, int64_t step, sk_err *e) {
       if (hash_of(t, ranks[i]) != hash_of(t, ranks[0])) odd = ranks[0];
   }
   if (odd >= 0) {
+    sk_train_save_end(t);
     int n = replicas(g, odd, ranks);
     bool here = false;
     for (int i = 0; i < n; i++) here |= ranks[i] == g->rank;
@@ -138,11 +140,11 @@ static void report_straggler(sk_train *t, int64_t step, int rank, double ratio, 
           "%d steps)", (long long)step, rank, sk_watch_host(t->watch, rank), 1e3 * ratio * median / WINDOW, ratio, WINDOW);
 }
 
-void sk_train_count_busy(sk_train *t, int64_t step) {
+void sk_train_count_busy(sk_train *t) {
   const sk_grid *g = &t->grid;
   double limit = t->cfg.watch.straggler;
   if (limit == 0 || g->size == 1 || t->step_seconds == 0) return; /* a job's first step is unlike the others */
-  for (int r = 0; r < g->size; r++) t->busy[r] += t->per_rank[SK_TRAIN_EXCHANGED * r + 2];
+  for (int r = 0; r < g->size; r++) t->busy[r] += t->per_rank[SK_TRAIN_EXCHANGED * r + SK_SAYS_BUSY];
   if (++t->busy_steps < WINDOW) return;
   double *scratch = sk_calloc((size_t)g->size, sizeof *scratch), worst = 0, median_worst = 0;
   int slow = 0;
@@ -154,7 +156,7 @@ void sk_train_count_busy(sk_train *t, int64_t step) {
     slow = r;
   }
   bool matters = t->busy[slow] - median_worst > 0.05 * WINDOW * t->step_seconds;
-  if (worst > limit && matters) report_straggler(t, step, slow, worst, median_worst);
+  if (worst > limit && matters) report_straggler(t, t->meta.step + 1, slow, worst, median_worst);
   t->busy_steps = 0;
   memset(t->busy, 0, (size_t)g->size * sizeof *t->busy);
   sk_free(scratch);

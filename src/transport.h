@@ -47,7 +47,9 @@ typedef struct sk_nccl_pair sk_nccl_pair;
 /* Collective over the two ranks; the errors are each rank's own. NULL and *e on failure, and in a
  * program without NCCL. */
 sk_nccl_pair *sk_nccl_pair_open(MPI_Comm comm, int from, int to, sk_err *e);
-void sk_nccl_pair_close(sk_nccl_pair *p); /* collective over the two; NULL is fine */
+/* With `both` collective over the two: each waits for the other. Without, after a failure at the
+ * other end, at once. NULL is fine. */
+void sk_nccl_pair_close(sk_nccl_pair *p, bool both);
 void sk_nccl_pair_send(sk_nccl_pair *p, sk_stream *s, const void *src, size_t bytes);
 void sk_nccl_pair_recv(sk_nccl_pair *p, sk_stream *s, void *dst, size_t bytes);
 #endif

@@ -84,44 +84,44 @@ static bool try_ipc(sk_group *g, link *l, sk_err *e) {
 
 // ---- nccl ----
 
-// Pairs from rank a to rank b, in one order on all ranks: those of even a first, then of odd a.
-static void open_pairs(sk_group *g, sk_err *e) {
+// Whatever is done with a pair waits for its other end, so every rank takes its pairs in one order
+// of all: those between an even rank and the next first, then those of an odd one.
+typedef void (*with_pair)(sk_group *g, link *l, int from, int to, sk_err *e);
+static void each_pair(sk_group *g, with_pair call, sk_err *e) {
   for (int odd = 0; odd < 2; odd++)
     for (int a = odd; a < g->size; a += 2)
       for (int back = 0; back < 2; back++) {
-        int b = (a + 1) % g->size, from = back ? b : a, to = back ? a : b;
-        if (g->rank != a && g->rank != b) continue;
-        if (g->size == 2 && a == 1) continue; // the same pair
-        for (int i = 0; i < g->n_links; i++) {
-          link *l = &g->link[i];
-          if (l->peer != (g->rank == a ? b : a) || l->how != SK_TRANSPORT_NCCL) continue;
-          sk_err failed = {0};
-          sk_nccl_pair *p = sk_nccl_pair_open(g->control, from, to, &failed);
-          if (from == g->rank) l->to = p;
-          else l->from = p;
-          if (failed.code && !e->code) *e = failed;
-        }
+        int b = (a + 1) % g->size, other = g->rank == a ? b : a;
+        if ((g->rank != a && g->rank != b) || (g->size == 2 && a == 1)) continue;
+        for (int i = 0; i < g->n_links; i++)
+          if (g->link[i].peer == other && g->link[i].how == SK_TRANSPORT_NCCL)
+            call(g, &g->link[i], back ? b : a, back ? a : b, e);
       }
 }
 
-static void close_pairs(link *l) {
-  sk_nccl_pair_close(l->to);
-  sk_nccl_pair_close(l->from);
-  l->to = l->from = NULL;
+static void open_pair(sk_group *g, link *l, int from, int to, sk_err *e) {
+  sk_err failed = {0};
+  sk_nccl_pair **p = from == g->rank ? &l->to : &l->from;
+  *p = sk_nccl_pair_open(g->control, from, to, &failed);
+  if (failed.code && !e->code) *e = failed;
 }
 
-// Every link that is to be NCCL's is, or mpi.
-static void try_nccl(sk_group *g, sk_err *e) {
-  open_pairs(g, e);
-  for (int i = 0; i < g->n_links; i++) {
-    link *l = &g->link[i];
-    sk_err failed = {0};
-    if (l->how != SK_TRANSPORT_NCCL) continue;
-    if (!l->to || !l->from) failed.code = SK_FAILED;
-    if (both(g, l, &failed)) continue;
-    close_pairs(l);
-    l->how = SK_TRANSPORT_MPI;
-  }
+static void close_pair(sk_group *g, link *l, int from, int to, sk_err *e) {
+  sk_nccl_pair **p = from == g->rank ? &l->to : &l->from;
+  (void)to, (void)e;
+  sk_nccl_pair_close(*p, true);
+  *p = NULL;
+}
+
+// The link is NCCL's where both ends have both pairs, else mpi.
+static void settle(sk_group *g, link *l, int from, int to, sk_err *e) {
+  sk_err failed = {.code = l->to && l->from ? SK_OK : SK_FAILED};
+  (void)from, (void)to, (void)e;
+  if (both(g, l, &failed)) return;
+  sk_nccl_pair_close(l->to, false);
+  sk_nccl_pair_close(l->from, false);
+  l->to = l->from = NULL;
+  l->how = SK_TRANSPORT_MPI;
 }
 
 // ---- choosing ----
@@ -180,7 +180,8 @@ static void choose(sk_group *g, MPI_Comm comm, int wanted, sk_err *e) {
       if (g->link[i].how != SK_TRANSPORT_IPC) refuse(g, &g->link[i], wanted, &why[i], e);
     return;
   }
-  try_nccl(g, &nccl);
+  each_pair(g, open_pair, &nccl);
+  each_pair(g, settle, NULL);
   for (int i = 0; i < g->n_links && !e->code; i++) {
     if (g->link[i].how != SK_TRANSPORT_MPI || wanted == SK_TRANSPORT_MPI) continue;
     if (wanted == SK_TRANSPORT_NCCL) refuse(g, &g->link[i], wanted, &nccl, e);
@@ -249,7 +250,6 @@ static void close_link(sk_group *g, link *l) {
   for (int i = 0; i < l->n_map; i++) g->op->unmap(g->dev, l->map[i].base);
   sk_free(l->map);
   drop_events(g, l);
-  close_pairs(l);
   g->op->stream_destroy(l->out);
   g->op->stream_destroy(l->in);
 }
@@ -262,6 +262,7 @@ void sk_transport_close(sk_group *g) {
     if (g->link[i].in) g->op->sync(g->link[i].in);
   }
   SK_MPI(MPI_Barrier(g->control)); // nobody waits for another's events any more
+  each_pair(g, close_pair, NULL);
   for (int i = 0; i < g->n_links; i++) close_link(g, &g->link[i]);
   for (sk_ticket *t = g->pool, *next; t; t = next) {
     next = t->next;

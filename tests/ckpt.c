@@ -336,6 +336,10 @@ static void forged_manifests(void) {
       {"\"shape\": [13, 5]", "\"shape\": [4611686018427387904, 5]", "manifest.json: damaged"},
       {"\"start\": [0, 0]", "\"start\": [13, 0]", "manifest.json: damaged"},
       {"\"files\": [", "\"files\": [], \"others\": [", "manifest.json: damaged"},
+      {"\"files\": [", "\"files\": [{\"name\": \"side.h5\", \"size\": 1, \"datasets\": [], "
+       "\"xxh3_128\": \"0123456789abcdef0123456789abcdef\"},", "manifest.json: damaged"},
+      {"\"files\": [", "\"files\": [{\"name\": \"side.txt\", \"size\": 1, \"datasets\": [], "
+       "\"xxh3_128\": \"0123456789abcdef0123456789abcdef\"},", "side.txt: missing"},
       {"{\n", "{\n \"step\": 1,\n", "not JSON"}};
   for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
     forge(c[i][0], c[i][1]);

@@ -365,6 +365,43 @@ static void test_sides(void) {
   sk_free(config);
 }
 
+/* A checkpoint of a stranger's, with files along that have our names: they are not exported. */
+static void test_foreign_sides(void) {
+  sk_err e = {0};
+  sk_config c;
+  char *config = small_config("");
+  int n;
+  hf_tensor *t = draw(config, &n);
+  SK_CHECK(sk_config_from_hf(config, "small", &c, &e) == SK_OK, "%s", e.msg);
+  sk_dset *d = sk_calloc((size_t)n, sizeof *d);
+  sk_slab *s = sk_calloc((size_t)n, sizeof *s);
+  for (int i = 0; i < n; i++) {
+    d[i] = (sk_dset){.name = sk_strf("params/%s", t[i].name), .rank = t[i].rank};
+    memcpy(d[i].dim, t[i].dim, sizeof d[i].dim);
+    s[i] = (sk_slab){.dset = i, .data = (float *)(void *)t[i].data};
+    memcpy(s[i].count, t[i].dim, sizeof s[i].count);
+  }
+  sk_ckpt_meta meta = {.grid = {1, 1, 1, 1}, .deck = c.resolved, .hf_json = config};
+  if (tap_rank == 0) {
+    sk_ckpt_side_add(&meta, "config.json", "evil", 4);
+    sk_ckpt_side_add(&meta, "model.safetensors", "evil", 4);
+    sk_ckpt_side_add(&meta, "tokenizer.json", "good", 4);
+  }
+  const sk_ckpt_file f = {"model.h5", n, tap_rank == 0 ? n : 0, d, s, NULL};
+  SK_CHECK(sk_ckpt_save_as(MPI_COMM_WORLD, "foreign/ck", &meta, 1, &f, NULL, &e) == SK_OK, "%s", e.msg);
+  int code = to("foreign/ck", "foreign/out", -1, &e);
+  tap_ok(!code && sk_fs_size("foreign/out/config.json") > 100 && sk_fs_size("foreign/out/model.safetensors") > 100 &&
+         sk_fs_size("foreign/out/tokenizer.json") == 4, "files along cannot take the place of the model's %s", e.msg);
+  meta.deck = meta.hf_json = NULL;
+  sk_ckpt_meta_free(&meta);
+  for (int i = 0; i < n; i++) sk_free((char *)(uintptr_t)d[i].name);
+  sk_free(d);
+  sk_free(s);
+  hf_free(t, n);
+  sk_config_free(&c);
+  sk_free(config);
+}
+
 /* The same bytes from one rank and from all, of a model with tensors of several pieces. */
 static void test_ranks(void) {
   sk_err e, alone = {0};
@@ -472,6 +509,7 @@ int main(int argc, char **argv) {
   test_config();
   test_hf_json();
   test_sides();
+  test_foreign_sides();
   test_ranks();
   test_overflow();
   other_model("other/pattern", "pattern: M", "model.pattern is M");

@@ -111,15 +111,19 @@ dist_check_SCRIPTS = \
   tests/trouble.sh
 TESTS += tests/golden.1 $(check_PROGRAMS) $(dist_check_SCRIPTS)
 EXTRA_DIST += \
+  tests/clang-tidy.yaml \
   tests/count.sh \
   tests/cuda_calls.c \
   tests/hf_train.py \
+  tests/leaks.supp \
   tests/mini-slurm.sh \
   tests/mpirun.sh \
+  tests/quality.sh \
   tests/quickstart.sh \
   tests/ref \
   tests/scale.py \
-  tests/tap.sh
+  tests/tap.sh \
+  tests/valgrind.supp
 
 # One launcher for programs (mpirun) and scripts (bash): it sets the limits and the environment.
 TEST_EXTENSIONS = .sh
@@ -157,10 +161,30 @@ check-long:
 	FUZZ_SECONDS=30 bash $(srcdir)/tests/fuzz/run.sh || [ $$? = 77 ]
 	SAKER_LONG=1 TEST_TIMEOUT=5400 $(MAKE) $(AM_MAKEFLAGS) check \
 	  TESTS='tests/parity.8 tests/reshard.8 tests/schedule.1'
-# Ten thousand faults in a run's files, of which `make check` has a few hundred.
+# 200 launched faults (tests/faults/campaign.sh) and ten thousand faults in a run's files, of which `make check` has a few hundred.
 check-faults:
 	SAKER_FAULTS=5000 TEST_TIMEOUT=3600 $(MAKE) $(AM_MAKEFLAGS) check TESTS='tests/faults.1 tests/faults.2'
 	@grep -h '^#' tests/faults.1.log tests/faults.2.log
+	$(MAKE) $(AM_MAKEFLAGS) check-launched-faults
+# What the ordinary tests do not look for (tests/quality.sh); each in a build of its own below this folder.
+quality = @SAKER='$(abs_builddir)/saker' SAKER_SRCDIR='$(abs_srcdir)' MPIRUN='$(MPIRUN)' bash $(srcdir)/tests/quality.sh
+check-asan:
+	$(quality) asan
+check-valgrind: saker$(EXEEXT)
+	$(quality) valgrind
+coverage:
+	$(quality) coverage
+tidy: commit.h
+	$(quality) tidy
+cppcheck:
+	$(quality) cppcheck
+print-tests:
+	@echo $(TESTS)
+print-flags:
+	@echo $(DEFS) $(DEFAULT_INCLUDES) $(AM_CPPFLAGS) $(CPPFLAGS) $(AM_CFLAGS) | tr ' ' '\n' | \
+	  grep -E '^-(I|D|std|fopenmp|march)' | grep -v PACKAGE_STRING | tr '\n' ' '; $(CC) -showme:compile
+.PHONY: check-asan check-valgrind coverage cppcheck print-flags print-tests tidy
+
 # Against the real transformers, by hand: PYTHON must have torch, transformers, safetensors and h5py.
 EXTRA_PROGRAMS += tests/hf_logits
 tests_hf_logits_SOURCES = tests/hf_logits.c

@@ -9,4 +9,9 @@ tests/faults/shim.so: tests/faults/shim.c
 EXTRA_DIST += tests/faults/shim.c tests/faults/campaign.sh
 CLEANFILES += tests/faults/saker$(EXEEXT) tests/faults/shim.so
 dist_check_SCRIPTS += tests/watch.sh tests/faults.sh
+# 200 launched faults with a table of what came of them: ten minutes. SEED=N draws others.
+SEED = 1
+check-launched-faults: saker$(EXEEXT) tests/faults/saker$(EXEEXT) tests/faults/shim.so
+	$(AM_TESTS_ENVIRONMENT) TEST_TIMEOUT=5400 bash $(srcdir)/tests/mpirun.sh $(srcdir)/tests/faults/campaign.sh 200 $(SEED)
+.PHONY: check-launched-faults
 tests/watch.log tests/faults.log: saker$(EXEEXT) tests/faults/saker$(EXEEXT) tests/faults/shim.so
