@@ -26,8 +26,10 @@ void sk_scratch_put(sk_scratch *s, const void *data, size_t n, sk_err *e) {
   for (const char *p = data; n > 0 && !e->code;) {
     ssize_t k = write(s->fd, p, n);
     if (k < 0 && errno == EINTR) continue;
-    if (k < 0) sk_fs_fail(e, s->path, "written", errno);
-    else p += k, n -= (size_t)k;
+    if (k < 0)
+      sk_fs_fail(e, s->path, "written", errno);
+    else
+      p += k, n -= (size_t)k;
   }
 }
 
@@ -35,7 +37,9 @@ void sk_scratch_get(const sk_scratch *s, size_t at, void *data, size_t n, sk_err
   for (char *p = data; n > 0 && !e->code;) {
     ssize_t k = pread(s->fd, p, n, (off_t)at);
     if (k < 0 && errno == EINTR) continue;
-    if (k <= 0) sk_fs_fail(e, s->path, "read", k < 0 ? errno : EIO);
-    else p += k, n -= (size_t)k, at += (size_t)k;
+    if (k <= 0)
+      sk_fs_fail(e, s->path, "read", k < 0 ? errno : EIO);
+    else
+      p += k, n -= (size_t)k, at += (size_t)k;
   }
 }

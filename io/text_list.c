@@ -16,18 +16,23 @@ bool sk_ends_in(const char *s, const char *end) {
   return n >= k && strcasecmp(s + n - k, end) == 0;
 }
 
-bool sk_text_packed(const char *path) { return sk_ends_in(path, ".gz") || sk_ends_in(path, ".zst"); }
+bool sk_text_packed(const char *path) {
+  return sk_ends_in(path, ".gz") || sk_ends_in(path, ".zst");
+}
 
 bool sk_text_lines(const char *path) {
-  return sk_ends_in(path, ".jsonl") || sk_ends_in(path, ".jsonl.gz") || sk_ends_in(path, ".jsonl.zst");
+  return sk_ends_in(path, ".jsonl") || sk_ends_in(path, ".jsonl.gz") ||
+         sk_ends_in(path, ".jsonl.zst");
 }
 
 /* Why a file of that name is no text; NULL when it may be. */
 static const char *no_text(const char *path) {
-  static const char *const packed[] = {".xz", ".bz2", ".zip", ".lz4", ".tar", ".tar.gz", ".tgz", ".tar.zst"};
+  static const char *const packed[] = {".xz",  ".bz2",    ".zip", ".lz4",
+                                       ".tar", ".tar.gz", ".tgz", ".tar.zst"};
   if (sk_ends_in(path, ".h5") || sk_ends_in(path, ".h5.tmp")) return "an HDF5 file, not text";
   for (size_t i = 0; i < sizeof packed / sizeof *packed; i++)
-    if (sk_ends_in(path, packed[i])) return "an archive; unpack it first (.gz and .zst of one text can be read)";
+    if (sk_ends_in(path, packed[i]))
+      return "an archive; unpack it first (.gz and .zst of one text can be read)";
   return NULL;
 }
 
@@ -121,7 +126,8 @@ int sk_text_list_make(MPI_Comm comm, int n_arg, char *const *arg, sk_text_list *
   if (n_arg < 1) sk_fail(e, SK_USAGE, "no text given: name files or folders");
   for (int i = 0; rank == 0 && i < n_arg && !e->code; i++) add_argument(l, arg[i], e);
   if (rank == 0 && l->n == 0) sk_fail(e, SK_FAILED, "no text found in what was given");
-  if (rank == 0 && l->skipped > NOTES) sk_say("note: %lld files are skipped in all", (long long)l->skipped);
+  if (rank == 0 && l->skipped > NOTES)
+    sk_say("note: %lld files are skipped in all", (long long)l->skipped);
   if (sk_agree(comm, e) == SK_OK) share(comm, rank, l);
   return e->code;
 }

@@ -14,9 +14,10 @@ typedef struct sk_text_list {
   int64_t skipped;
 } sk_text_list;
 
-/* Collective over comm: rank 0 looks, all ranks get the list. Folders are taken recursively in the byte order of names;
- * an argument that names no file is a glob pattern. Hidden, empty and packed files in folders are skipped with a note;
- * as arguments they are refused. No text at all is an error. */
+/* Collective over comm: rank 0 looks, all ranks get the list. Folders are taken recursively in the
+ * byte order of names; an argument that names no file is a glob pattern. Hidden, empty and packed
+ * files in folders are skipped with a note; as arguments they are refused. No text at all is an
+ * error. */
 int sk_text_list_make(MPI_Comm comm, int n_arg, char *const *arg, sk_text_list *l, sk_err *e);
 void sk_text_list_free(sk_text_list *l);
 

@@ -13,11 +13,11 @@ struct sk_text {
   char *path;
   int fd;
   int64_t at;
-  gzFile gz;         /* owns fd when there */
+  gzFile gz; /* owns fd when there */
   ZSTD_DStream *zst;
   ZSTD_inBuffer in;
-  char *block;       /* [BLOCK] what zst reads from */
-  size_t state;      /* ZSTD's last answer: 0 at the end of a frame */
+  char *block;  /* [BLOCK] what zst reads from */
+  size_t state; /* ZSTD's last answer: 0 at the end of a frame */
 };
 
 sk_text *sk_text_open(const char *path, int64_t begin, sk_err *e) {
@@ -43,8 +43,10 @@ sk_text *sk_text_open(const char *path, int64_t begin, sk_err *e) {
 
 void sk_text_close(sk_text *t) {
   if (!t) return;
-  if (t->gz) gzclose(t->gz);
-  else close(t->fd);
+  if (t->gz)
+    gzclose(t->gz);
+  else
+    close(t->fd);
   ZSTD_freeDStream(t->zst);
   sk_free(t->block);
   sk_free(t->path);
@@ -63,9 +65,11 @@ static size_t read_plain(sk_text *t, char *buf, size_t n, sk_err *e) {
 static size_t read_gz(sk_text *t, char *buf, size_t n, sk_err *e) {
   int k = gzread(t->gz, buf, n > BLOCK ? BLOCK : (unsigned)n), code = 0;
   const char *why = gzerror(t->gz, &code);
-  if (gzdirect(t->gz)) sk_fail(e, SK_FAILED, "%s: not in gzip's format, as its name says", t->path);
+  if (gzdirect(t->gz))
+    sk_fail(e, SK_FAILED, "%s: not in gzip's format, as its name says", t->path);
   else if (k < 0 || (code != Z_OK && code != Z_STREAM_END))
-    sk_fail(e, SK_FAILED, "%s: damaged or cut off: %s", t->path, code == Z_ERRNO ? "it cannot be read" : why);
+    sk_fail(e, SK_FAILED, "%s: damaged or cut off: %s", t->path,
+            code == Z_ERRNO ? "it cannot be read" : why);
   return k > 0 && !e->code ? (size_t)k : 0;
 }
 
@@ -80,7 +84,8 @@ static size_t read_zst(sk_text *t, char *buf, size_t n, sk_err *e) {
       if (t->in.size == 0) break;
     }
     t->state = ZSTD_decompressStream(t->zst, &out, &t->in);
-    if (ZSTD_isError(t->state)) sk_fail(e, SK_FAILED, "%s: damaged: %s", t->path, ZSTD_getErrorName(t->state));
+    if (ZSTD_isError(t->state))
+      sk_fail(e, SK_FAILED, "%s: damaged: %s", t->path, ZSTD_getErrorName(t->state));
   }
   return e->code ? 0 : out.pos;
 }
@@ -94,4 +99,6 @@ size_t sk_text_read(sk_text *t, char *buf, size_t n, sk_err *e) {
   return e->code ? 0 : got;
 }
 
-int64_t sk_text_used(const sk_text *t) { return t->gz ? (int64_t)gzoffset(t->gz) : t->at; }
+int64_t sk_text_used(const sk_text *t) {
+  return t->gz ? (int64_t)gzoffset(t->gz) : t->at;
+}

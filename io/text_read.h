@@ -1,4 +1,5 @@
-/* text_read.h: the bytes of a text file in order, plain, .gz (zlib) or .zst (libzstd). Not collective. */
+/* text_read.h: the bytes of a text file in order, plain, .gz (zlib) or .zst (libzstd). Not
+ * collective. */
 #ifndef SK_TEXT_READ_H
 #define SK_TEXT_READ_H
 #include "src/base.h"

@@ -55,8 +55,10 @@ static void plain_text(void *to, const char *p, size_t n, sk_err *e) {
   char *normal = sk_norm_apply(t->norm, p, n, &m, e);
   const char *q = normal ? normal : p;
   if (!e->code) {
-    if (sk_added_any(t->added, true)) sk_added_split(t->added, true, q, m, normal_text, t, t->out, e);
-    else normal_text(t, q, m, e);
+    if (sk_added_any(t->added, true))
+      sk_added_split(t->added, true, q, m, normal_text, t, t->out, e);
+    else
+      normal_text(t, q, m, e);
   }
   free(normal);
 }
@@ -71,18 +73,21 @@ int sk_tokenizer_encode(sk_tokenizer *t, const char *text, size_t n, sk_ids *out
   char *clean = sk_utf8_replaced(text, n, &m);
   const char *p = clean ? clean : text;
   t->out = out;
-  if (sk_added_any(t->added, false)) sk_added_split(t->added, false, p, m, plain_text, t, out, e);
-  else plain_text(t, p, m, e);
+  if (sk_added_any(t->added, false))
+    sk_added_split(t->added, false, p, m, plain_text, t, out, e);
+  else
+    plain_text(t, p, m, e);
   sk_free(clean);
   return e->code;
 }
 
 /* ---- where text may be cut ---- */
 
-/* First bytes of characters that are neither space nor mark, whatever follows: most of ASCII, and blocks of letters
- * and emoji that hold no White_Space (which begin with C2, E1, E2 and E3). */
+/* First bytes of characters that are neither space nor mark, whatever follows: most of ASCII, and
+ * blocks of letters and emoji that hold no White_Space (which begin with C2, E1, E2 and E3). */
 static bool solid(unsigned char b) {
-  return (b > 0x20 && b < 0x7f) || (b >= 0xc3 && b <= 0xc9) || (b >= 0xd0 && b <= 0xdf) || (b >= 0xe4 && b <= 0xf4);
+  return (b > 0x20 && b < 0x7f) || (b >= 0xc3 && b <= 0xc9) || (b >= 0xd0 && b <= 0xdf) ||
+         (b >= 0xe4 && b <= 0xf4);
 }
 
 static bool is_cut(const char *text, size_t p, size_t n) {
@@ -92,7 +97,9 @@ static bool is_cut(const char *text, size_t p, size_t n) {
   return solid((unsigned char)text[at]);
 }
 
-bool sk_tokenizer_cuttable(const sk_tokenizer *t) { return !t->bpe || t->cuttable; }
+bool sk_tokenizer_cuttable(const sk_tokenizer *t) {
+  return !t->bpe || t->cuttable;
+}
 
 size_t sk_tokenizer_cut(const sk_tokenizer *t, const char *text, size_t from, size_t n) {
   if (!t->bpe) return from;
@@ -116,12 +123,35 @@ size_t sk_tokenizer_last_cut(const sk_tokenizer *t, const char *text, size_t n) 
   return 0;
 }
 
-/* Tries the cut between all kinds of neighbours. The usual pre-tokenizers end a piece at a line's end between solid
- * characters; for one that does not, texts are tokenized whole. */
+/* Tries the cut between all kinds of neighbours. The usual pre-tokenizers end a piece at a line's
+ * end between solid characters; for one that does not, texts are tokenized whole. */
 static bool try_cuts(sk_tokenizer *t) {
-  static const char *const side[] = {"a", "Zz", "7", "12", ".", "?!", "'", "\"s", "'s", "ll", "e", "_", "/", "-", "(",
-                                     "\xc3\xa9", "\xd8\xb3", "\xe4\xb8\xad", "\xf0\x9f\x98\x80", "\xd0\x96", "<", "|>", "b a",
-                                     " x", "0x1f", "\t;"};
+  static const char *const side[] = {"a",
+                                     "Zz",
+                                     "7",
+                                     "12",
+                                     ".",
+                                     "?!",
+                                     "'",
+                                     "\"s",
+                                     "'s",
+                                     "ll",
+                                     "e",
+                                     "_",
+                                     "/",
+                                     "-",
+                                     "(",
+                                     "\xc3\xa9",
+                                     "\xd8\xb3",
+                                     "\xe4\xb8\xad",
+                                     "\xf0\x9f\x98\x80",
+                                     "\xd0\x96",
+                                     "<",
+                                     "|>",
+                                     "b a",
+                                     " x",
+                                     "0x1f",
+                                     "\t;"};
   enum { N = sizeof side / sizeof *side };
   sk_ids whole = {0}, parts = {0};
   sk_err e = {0};
@@ -135,7 +165,8 @@ static bool try_cuts(sk_tokenizer *t) {
     sk_tokenizer_encode(t, text, (size_t)n, &whole, &e);
     sk_tokenizer_encode(t, text, (size_t)cut, &parts, &e);
     sk_tokenizer_encode(t, text + cut, (size_t)(n - cut), &parts, &e);
-    same = !e.code && whole.n == parts.n && !memcmp(whole.at, parts.at, (size_t)whole.n * sizeof *whole.at);
+    same = !e.code && whole.n == parts.n &&
+           !memcmp(whole.at, parts.at, (size_t)whole.n * sizeof *whole.at);
   }
   sk_free(whole.at);
   sk_free(parts.at);
@@ -154,18 +185,26 @@ static int64_t find_token(const sk_tokenizer *t, const char *text) {
 }
 
 static void find_eos(sk_tokenizer *t, const char *eos, sk_err *e) {
-  static const char *const usual[] = {"<|end_of_text|>", "<|endoftext|>", "<|end\xe2\x96\x81of\xe2\x96\x81sentence|>",
-                                      "<\xef\xbd\x9c" "end\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>", "</s>", "<eos>",
+  static const char *const usual[] = {"<|end_of_text|>",
+                                      "<|endoftext|>",
+                                      "<|end\xe2\x96\x81of\xe2\x96\x81sentence|>",
+                                      "<\xef\xbd\x9c"
+                                      "end\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>",
+                                      "</s>",
+                                      "<eos>",
                                       "<|eos|>"};
   t->eos = eos ? find_token(t, eos) : -1;
-  if (eos && t->eos < 0) sk_fail(e, SK_USAGE, "%s: it has no token %.80s to end a document with", t->name, eos);
-  for (size_t i = 0; !eos && t->eos < 0 && i < sizeof usual / sizeof *usual; i++) t->eos = find_token(t, usual[i]);
+  if (eos && t->eos < 0)
+    sk_fail(e, SK_USAGE, "%s: it has no token %.80s to end a document with", t->name, eos);
+  for (size_t i = 0; !eos && t->eos < 0 && i < sizeof usual / sizeof *usual; i++)
+    t->eos = find_token(t, usual[i]);
 }
 
 static void check_decoder(const json_t *j, const char *where, sk_err *e) {
   const char *type = json_string_value(json_object_get(j, "type"));
   if (!type || strcmp(type, "ByteLevel") != 0)
-    sk_fail(e, SK_FAILED, "%s: the decoder %.60s is not supported (only ByteLevel)", where, type ? type : "is missing: this");
+    sk_fail(e, SK_FAILED, "%s: the decoder %.60s is not supported (only ByteLevel)", where,
+            type ? type : "is missing: this");
 }
 
 static void build(sk_tokenizer *t, const json_t *j, sk_err *e) {
@@ -176,18 +215,21 @@ static void build(sk_tokenizer *t, const json_t *j, sk_err *e) {
   if (!e->code) check_decoder(json_object_get(j, "decoder"), t->name, e);
   if (!e->code) sk_bpe_read(&t->model, model, t->name, e);
   if (!e->code)
-    t->added = sk_added_new(json_object_get(j, "added_tokens"), json_object_get(model, "vocab"), &t->model, t->norm,
-                            t->name, e);
+    t->added = sk_added_new(json_object_get(j, "added_tokens"), json_object_get(model, "vocab"),
+                            &t->model, t->norm, t->name, e);
   t->vocab = t->model.vocab;
 }
 
-int sk_tokenizer_parse(const char *json, size_t n, const char *where, const char *eos, sk_tokenizer **out, sk_err *e) {
+int sk_tokenizer_parse(const char *json, size_t n, const char *where, const char *eos,
+                       sk_tokenizer **out, sk_err *e) {
   json_error_t why;
   *out = NULL;
   if (n > SK_TOKENIZER_MAX_FILE)
     return sk_fail(e, SK_FAILED, "%s: %zu bytes are too many for a tokenizer.json", where, n);
   json_t *j = json_loadb(json, n, JSON_REJECT_DUPLICATES, &why);
-  if (!j) return sk_fail(e, SK_FAILED, "%s:%d:%d: not a tokenizer.json: %s", where, why.line, why.column, why.text);
+  if (!j)
+    return sk_fail(e, SK_FAILED, "%s:%d:%d: not a tokenizer.json: %s", where, why.line, why.column,
+                   why.text);
   sk_tokenizer *t = sk_calloc(1, sizeof *t);
   t->name = sk_strdup(where);
   build(t, j, e);
@@ -205,9 +247,11 @@ int sk_tokenizer_parse(const char *json, size_t n, const char *where, const char
   return SK_OK;
 }
 
-/* eos_token of a tokenizer_config.json beside the file, owned by the caller; NULL where there is none. */
+/* eos_token of a tokenizer_config.json beside the file, owned by the caller; NULL where there is
+ * none. */
 static char *config_eos(MPI_Comm comm, const char *path) {
-  char *dir = sk_fs_parent(path), *file = sk_strf("%s/tokenizer_config.json", dir), *text = NULL, *eos = NULL;
+  char *dir = sk_fs_parent(path), *file = sk_strf("%s/tokenizer_config.json", dir), *text = NULL,
+       *eos = NULL;
   sk_err e = {0};
   if (sk_bcast_file(comm, file, 16 << 20, &text, &e) == SK_OK) {
     json_t *j = json_loads(text, 0, NULL), *x = json_object_get(j, "eos_token");
@@ -221,10 +265,12 @@ static char *config_eos(MPI_Comm comm, const char *path) {
   return eos;
 }
 
-int sk_tokenizer_open(MPI_Comm comm, const char *path, const char *eos, sk_tokenizer **t, sk_err *e) {
+int sk_tokenizer_open(MPI_Comm comm, const char *path, const char *eos, sk_tokenizer **t,
+                      sk_err *e) {
   *t = NULL;
   if (strcmp(path, "bytes") == 0) {
-    if (eos) return sk_fail(e, SK_USAGE, "the tokenizer bytes ends documents with 256, not with %s", eos);
+    if (eos)
+      return sk_fail(e, SK_USAGE, "the tokenizer bytes ends documents with 256, not with %s", eos);
     *t = sk_calloc(1, sizeof **t);
     (*t)->name = sk_strdup(path);
     (*t)->vocab = BYTES_END + 1;
@@ -254,11 +300,21 @@ void sk_tokenizer_close(sk_tokenizer *t) {
   sk_free(t);
 }
 
-int64_t sk_tokenizer_vocab(const sk_tokenizer *t) { return t->vocab; }
-int64_t sk_tokenizer_eos(const sk_tokenizer *t) { return t->eos; }
-const char *sk_tokenizer_name(const sk_tokenizer *t) { return t->name; }
-const char *sk_tokenizer_hash(const sk_tokenizer *t) { return t->hash; }
-const char *sk_tokenizer_json(const sk_tokenizer *t, size_t *n) { return *n = t->json_n, t->json; }
+int64_t sk_tokenizer_vocab(const sk_tokenizer *t) {
+  return t->vocab;
+}
+int64_t sk_tokenizer_eos(const sk_tokenizer *t) {
+  return t->eos;
+}
+const char *sk_tokenizer_name(const sk_tokenizer *t) {
+  return t->name;
+}
+const char *sk_tokenizer_hash(const sk_tokenizer *t) {
+  return t->hash;
+}
+const char *sk_tokenizer_json(const sk_tokenizer *t, size_t *n) {
+  return *n = t->json_n, t->json;
+}
 
 /* ---- decoding ---- */
 

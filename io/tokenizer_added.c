@@ -1,5 +1,6 @@
-/* Added tokens: sought in the text before (or, when `normalized`, after) normalization and cut out of it whole: the
- * leftmost, of those the longest. A trie with children as linked lists, so that its size is that of the tokens. */
+/* Added tokens: sought in the text before (or, when `normalized`, after) normalization and cut out
+ * of it whole: the leftmost, of those the longest. A trie with children as linked lists, so that
+ * its size is that of the tokens. */
 #include "io/tokenizer_parts.h"
 #include "io/utf8.h"
 #include <stdlib.h>
@@ -76,24 +77,32 @@ static int64_t next_id(int64_t entries, int64_t largest_added) {
   return largest_added >= entries ? largest_added + 1 : entries;
 }
 
-static int read_id(const json_t *x, const json_t *vocab, const sk_bpe *b, const char *text, int64_t largest, int64_t *id,
-                   const char *where, sk_err *e) {
+static int read_id(const json_t *x, const json_t *vocab, const sk_bpe *b, const char *text,
+                   int64_t largest, int64_t *id, const char *where, sk_err *e) {
   const json_t *given = json_object_get(x, "id"), *have = json_object_get(vocab, text);
-  int64_t want = have ? json_integer_value(have) : next_id((int64_t)json_object_size(vocab), largest);
+  int64_t want =
+      have ? json_integer_value(have) : next_id((int64_t)json_object_size(vocab), largest);
   *id = json_is_integer(given) ? json_integer_value(given) : -1;
   if (*id != want)
-    return sk_fail(e, SK_FAILED, "%s: added_tokens: %.80s has the id %lld; %s %lld", where, text, (long long)*id,
-                   have ? "in model.vocab it is" : "the next free one is", (long long)want);
+    return sk_fail(e, SK_FAILED, "%s: added_tokens: %.80s has the id %lld; %s %lld", where, text,
+                   (long long)*id, have ? "in model.vocab it is" : "the next free one is",
+                   (long long)want);
   if (!have && (want > b->vocab || (want < b->vocab && b->token[want].used)))
-    return sk_fail(e, SK_FAILED, "%s: added_tokens: the id %lld of %.80s is that of another token, or ids before it are "
-                   "missing", where, (long long)want, text);
+    return sk_fail(
+        e, SK_FAILED,
+        "%s: added_tokens: the id %lld of %.80s is that of another token, or ids before it are "
+        "missing",
+        where, (long long)want, text);
   return SK_OK;
 }
 
-static bool flag(const json_t *x, const char *key) { return json_is_true(json_object_get(x, key)); }
+static bool flag(const json_t *x, const char *key) {
+  return json_is_true(json_object_get(x, key));
+}
 
 /* Special tokens come first, which matters where two are alike after normalization. */
-static void put_in_trie(sk_added *a, const json_t *j, bool special, const sk_norm *norm, sk_err *e) {
+static void put_in_trie(sk_added *a, const json_t *j, bool special, const sk_norm *norm,
+                        sk_err *e) {
   for (int32_t i = 0; i < a->n && !e->code; i++) {
     const json_t *x = json_array_get(j, (size_t)i);
     const char *text = json_string_value(json_object_get(x, "content"));
@@ -106,8 +115,8 @@ static void put_in_trie(sk_added *a, const json_t *j, bool special, const sk_nor
   }
 }
 
-static void read_one(sk_added *a, int32_t i, const json_t *x, const json_t *vocab, sk_bpe *b, int64_t *largest,
-                     const char *where, sk_err *e) {
+static void read_one(sk_added *a, int32_t i, const json_t *x, const json_t *vocab, sk_bpe *b,
+                     int64_t *largest, const char *where, sk_err *e) {
   const char *text = json_string_value(json_object_get(x, "content"));
   int64_t id;
   if (!text) {
@@ -121,11 +130,12 @@ static void read_one(sk_added *a, int32_t i, const json_t *x, const json_t *voca
   *t = (added){(int32_t)id, flag(x, "single_word"), flag(x, "lstrip"), flag(x, "rstrip")};
   if (t->lstrip || strchr(text, '\n')) a->cuttable = false;
   if (t->single_word && !a->word)
-    a->word = sk_regex_new("[\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{200c}\\x{200d}]", false, where, e);
+    a->word =
+        sk_regex_new("[\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{200c}\\x{200d}]", false, where, e);
 }
 
-sk_added *sk_added_new(const json_t *j, const json_t *vocab, sk_bpe *b, const sk_norm *norm, const char *where,
-                       sk_err *e) {
+sk_added *sk_added_new(const json_t *j, const json_t *vocab, sk_bpe *b, const sk_norm *norm,
+                       const char *where, sk_err *e) {
   sk_added *a = sk_calloc(1, sizeof *a);
   int64_t largest = -1;
   if (j && !json_is_null(j) && (!json_is_array(j) || json_array_size(j) > MAX_ADDED))
@@ -156,8 +166,12 @@ void sk_added_free(sk_added *a) {
   sk_free(a);
 }
 
-bool sk_added_any(const sk_added *a, bool normalized) { return a->part[normalized].n > 1; }
-bool sk_added_cuttable(const sk_added *a) { return a->cuttable; }
+bool sk_added_any(const sk_added *a, bool normalized) {
+  return a->part[normalized].n > 1;
+}
+bool sk_added_cuttable(const sk_added *a) {
+  return a->cuttable;
+}
 
 /* ---- splitting ---- */
 
@@ -174,17 +188,21 @@ static bool is_word(sk_added *a, const char *text, sk_err *e) {
   return sk_regex_next(a->word, text, len, &from, &last, &begin, &end, e);
 }
 
-static bool is_space(const char *text, size_t *len) { return sk_utf8_space(sk_utf8_get(text, len)); }
-
-/* A token as a word of its own: no letter, digit or the like beside it. */
-static bool stands_alone(sk_added *a, const char *text, size_t n, size_t begin, size_t end, sk_err *e) {
-  return !(begin > 0 && is_word(a, text + char_before(text, begin), e)) && !(end < n && is_word(a, text + end, e));
+static bool is_space(const char *text, size_t *len) {
+  return sk_utf8_space(sk_utf8_get(text, len));
 }
 
-/* The matches and their order are those of `tokenizers`, odd cases included: a match inside of space that the token
- * before has taken counts as well. */
-void sk_added_split(sk_added *a, bool normalized, const char *text, size_t n, sk_piece_fn piece, void *to, sk_ids *out,
-                    sk_err *e) {
+/* A token as a word of its own: no letter, digit or the like beside it. */
+static bool stands_alone(sk_added *a, const char *text, size_t n, size_t begin, size_t end,
+                         sk_err *e) {
+  return !(begin > 0 && is_word(a, text + char_before(text, begin), e)) &&
+         !(end < n && is_word(a, text + end, e));
+}
+
+/* The matches and their order are those of `tokenizers`, odd cases included: a match inside of
+ * space that the token before has taken counts as well. */
+void sk_added_split(sk_added *a, bool normalized, const char *text, size_t n, sk_piece_fn piece,
+                    void *to, sk_ids *out, sk_err *e) {
   const trie *t = &a->part[normalized];
   size_t done = 0, len;
   for (size_t i = 0; i < n && !e->code; i += len) {

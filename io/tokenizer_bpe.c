@@ -1,6 +1,7 @@
-/* Byte pair encoding: vocabulary, ranked merges, and their application to one piece: the pair of the lowest rank,
- * the leftmost of equals, is merged until none is left. Short pieces by looking through all pairs, long ones with a
- * heap over a linked list. Pieces repeat (Zipf), so most come out of a cache. */
+/* Byte pair encoding: vocabulary, ranked merges, and their application to one piece: the pair of
+ * the lowest rank, the leftmost of equals, is merged until none is left. Short pieces by looking
+ * through all pairs, long ones with a heap over a linked list. Pieces repeat (Zipf), so most come
+ * out of a cache. */
 #include "io/tokenizer_parts.h"
 #include "io/utf8.h"
 #include <string.h>
@@ -11,7 +12,8 @@ enum {
   MAX_HOLES = 1 << 16, /* ids without a token, beyond as many as there are tokens */
   SHORT = 40,          /* bytes of a piece that is merged without a heap */
   CACHE = 1 << 16,     /* entries */
-  KEY = 46, IDS = 18   /* of an entry of 128 bytes */
+  KEY = 46,
+  IDS = 18 /* of an entry of 128 bytes */
 };
 static const uint32_t NONE = UINT32_MAX;
 
@@ -34,9 +36,11 @@ void sk_ids_room(sk_ids *x, int64_t n) {
   x->at = sk_realloc(x->at, (size_t)x->cap * sizeof *x->at);
 }
 
-/* ---- the byte alphabet: printable Latin-1 stands for itself, the other 68 bytes for U+0100 on ---- */
+/* ---- the byte alphabet: printable Latin-1 is itself, the other 68 bytes are U+0100 on ---- */
 
-static bool printable(unsigned b) { return (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174; }
+static bool printable(unsigned b) {
+  return (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
+}
 
 static uint32_t byte_char[256];
 static int16_t char_byte[324];
@@ -52,14 +56,20 @@ static void make_alphabet(void) {
   }
 }
 
-uint32_t sk_byte_char(unsigned char b) { return byte_char[b]; }
-int sk_char_byte(uint32_t cp) { return cp < 324 ? char_byte[cp] : -1; }
+uint32_t sk_byte_char(unsigned char b) {
+  return byte_char[b];
+}
+int sk_char_byte(uint32_t cp) {
+  return cp < 324 ? char_byte[cp] : -1;
+}
 
 /* ---- tokens ---- */
 
-/* What a token's text stands for: bytes if all its characters are in the alphabet, else its own UTF-8. */
+/* What a token's text stands for: bytes if all its characters are in the alphabet, else its own
+ * UTF-8. */
 static void store(sk_bpe *b, struct sk_token *t, const char *text, size_t n) {
-  if (b->blob_n + n > b->blob_cap) b->blob = sk_realloc(b->blob, b->blob_cap = 2 * b->blob_cap + n + 4096);
+  if (b->blob_n + n > b->blob_cap)
+    b->blob = sk_realloc(b->blob, b->blob_cap = 2 * b->blob_cap + n + 4096);
   char *out = b->blob + b->blob_n;
   size_t m = 0, len;
   t->bytes = true;
@@ -91,15 +101,20 @@ static int read_vocab(sk_bpe *b, json_t *vocab, const char *where, sk_err *e) {
   json_t *x;
   int64_t n = (int64_t)json_object_size(vocab), limit = 2 * n + MAX_HOLES;
   if (!json_is_object(vocab) || n < 1 || n > MAX_ENTRIES)
-    return sk_fail(e, SK_FAILED, "%s: model.vocab is not an object of 1 to %d tokens", where, MAX_ENTRIES);
+    return sk_fail(e, SK_FAILED, "%s: model.vocab is not an object of 1 to %d tokens", where,
+                   MAX_ENTRIES);
   json_object_foreach(vocab, text, x) {
     int64_t id = json_is_integer(x) ? json_integer_value(x) : -1;
     if (id < 0 || id >= limit)
-      return sk_fail(e, SK_FAILED, "%s: model.vocab: the id of %.80s is not a number from 0 to %lld", where, text,
+      return sk_fail(e, SK_FAILED,
+                     "%s: model.vocab: the id of %.80s is not a number from 0 to %lld", where, text,
                      (long long)limit - 1);
-    grow(b, id + 1 > b->vocab ? (id + 1 < 2 * b->vocab && 2 * b->vocab < limit ? 2 * b->vocab : id + 1) : b->vocab);
+    grow(b, id + 1 > b->vocab
+                ? (id + 1 < 2 * b->vocab && 2 * b->vocab < limit ? 2 * b->vocab : id + 1)
+                : b->vocab);
     if (b->token[id].used)
-      return sk_fail(e, SK_FAILED, "%s: model.vocab: the id %lld is given twice, the second time to %.80s", where,
+      return sk_fail(e, SK_FAILED,
+                     "%s: model.vocab: the id %lld is given twice, the second time to %.80s", where,
                      (long long)id, text);
     store(b, &b->token[id], text, strlen(text));
   }
@@ -111,8 +126,10 @@ static int read_vocab(sk_bpe *b, json_t *vocab, const char *where, sk_err *e) {
     b->byte_id[c] = x ? (int32_t)json_integer_value(x) : -1;
     bool never = c == 0xc0 || c == 0xc1 || c >= 0xf5; /* in UTF-8 */
     if (!x && !never)
-      return sk_fail(e, SK_FAILED, "%s: model.vocab has no token for the byte 0x%02x (%s): text with it would be lost",
-                     where, c, key);
+      return sk_fail(
+          e, SK_FAILED,
+          "%s: model.vocab has no token for the byte 0x%02x (%s): text with it would be lost",
+          where, c, key);
   }
   return SK_OK;
 }
@@ -136,13 +153,16 @@ static uint32_t rank_of(const sk_bpe *b, int32_t left, int32_t right) {
 }
 
 /* "left right" or ["left", "right"]: the three ids. */
-static int read_merge(json_t *vocab, const json_t *m, int64_t rank, int32_t id[3], const char *where, sk_err *e) {
-  const char *left = json_string_value(json_array_get(m, 0)), *right = json_string_value(json_array_get(m, 1));
+static int read_merge(json_t *vocab, const json_t *m, int64_t rank, int32_t id[3],
+                      const char *where, sk_err *e) {
+  const char *left = json_string_value(json_array_get(m, 0)),
+             *right = json_string_value(json_array_get(m, 1));
   const char *both = json_string_value(m), *space = both ? strchr(both, ' ') : NULL;
   if (json_array_size(m) != 2) left = right = NULL;
   if (space && !strchr(space + 1, ' ')) left = both, right = space + 1;
   if (!left || !right)
-    return sk_fail(e, SK_FAILED, "%s: model.merges[%lld] is not a pair of tokens", where, (long long)rank);
+    return sk_fail(e, SK_FAILED, "%s: model.merges[%lld] is not a pair of tokens", where,
+                   (long long)rank);
   size_t n = space ? (size_t)(space - both) : strlen(left), k = strlen(right);
   char *text = sk_malloc(n + k + 1);
   for (int i = 0; i < 3; i++) {
@@ -152,7 +172,8 @@ static int read_merge(json_t *vocab, const json_t *m, int64_t rank, int32_t id[3
     text[to] = 0;
     const json_t *x = json_object_get(vocab, text + from);
     if (!x) {
-      sk_fail(e, SK_FAILED, "%s: model.merges[%lld]: %.80s is not in model.vocab", where, (long long)rank, text + from);
+      sk_fail(e, SK_FAILED, "%s: model.merges[%lld]: %.80s is not in model.vocab", where,
+              (long long)rank, text + from);
       break;
     }
     id[i] = (int32_t)json_integer_value(x);
@@ -161,10 +182,12 @@ static int read_merge(json_t *vocab, const json_t *m, int64_t rank, int32_t id[3
   return e->code;
 }
 
-static int read_merges(sk_bpe *b, json_t *vocab, const json_t *merges, const char *where, sk_err *e) {
+static int read_merges(sk_bpe *b, json_t *vocab, const json_t *merges, const char *where,
+                       sk_err *e) {
   b->n_merge = (int64_t)json_array_size(merges);
   if (!json_is_array(merges) || b->n_merge > MAX_ENTRIES)
-    return sk_fail(e, SK_FAILED, "%s: model.merges is not a list of at most %d pairs", where, MAX_ENTRIES);
+    return sk_fail(e, SK_FAILED, "%s: model.merges is not a list of at most %d pairs", where,
+                   MAX_ENTRIES);
   uint64_t size = 64;
   while (size < 2 * (uint64_t)b->n_merge) size *= 2;
   b->pair = sk_calloc(size, sizeof *b->pair);
@@ -172,9 +195,11 @@ static int read_merges(sk_bpe *b, json_t *vocab, const json_t *merges, const cha
   b->merged = sk_calloc((size_t)b->n_merge, sizeof *b->merged);
   for (int64_t r = 0; r < b->n_merge; r++) {
     int32_t id[3];
-    if (read_merge(vocab, json_array_get(merges, (size_t)r), r, id, where, e) != SK_OK) return e->code;
+    if (read_merge(vocab, json_array_get(merges, (size_t)r), r, id, where, e) != SK_OK)
+      return e->code;
     uint64_t key = (uint64_t)(uint32_t)id[0] << 32 | (uint32_t)id[1];
-    *slot(b, key) = (pair){key, (uint32_t)r, 1}; /* of a pair given twice the last counts, as in `tokenizers` */
+    *slot(b, key) =
+        (pair){key, (uint32_t)r, 1}; /* of a pair given twice the last counts, as in `tokenizers` */
     b->merged[r] = id[2];
   }
   b->first = sk_malloc(65536 * sizeof *b->first);
@@ -213,7 +238,8 @@ static int check_options(const json_t *m, const char *where, sk_err *e) {
   static const char *const empty[] = {"continuing_subword_prefix", "end_of_word_suffix"};
   const char *type = json_string_value(json_object_get(m, "type"));
   if (!json_is_object(m) || (type ? strcmp(type, "BPE") : !json_object_get(m, "merges")))
-    return sk_fail(e, SK_FAILED, "%s: the model %.40s is not supported (only BPE)", where, type ? type : "without a type");
+    return sk_fail(e, SK_FAILED, "%s: the model %.40s is not supported (only BPE)", where,
+                   type ? type : "without a type");
   const json_t *dropout = json_object_get(m, "dropout");
   if (dropout && !json_is_null(dropout) && json_number_value(dropout) != 0)
     return sk_fail(e, SK_FAILED, "%s: model.dropout is not supported", where);
@@ -267,7 +293,8 @@ static void need_work(sk_bpe *b, size_t n) {
   b->rank = sk_realloc(b->rank, cap * sizeof *b->rank);
   b->next = sk_realloc(b->next, cap * sizeof *b->next);
   b->prev = sk_realloc(b->prev, cap * sizeof *b->prev);
-  b->heap = sk_realloc(b->heap, 3 * cap * sizeof *b->heap); /* n pairs at first, 2 more for each merge */
+  b->heap =
+      sk_realloc(b->heap, 3 * cap * sizeof *b->heap); /* n pairs at first, 2 more for each merge */
 }
 
 /* The ids of the bytes and the ranks of their pairs; the last rank is NONE. */
@@ -314,7 +341,8 @@ static uint64_t pop(uint64_t *heap, size_t *n) {
   return top;
 }
 
-/* Heap keys are rank << 32 | place. One is out of date when the rank at its place is another by now. */
+/* Heap keys are rank << 32 | place. One is out of date when the rank at its place is another by
+ * now. */
 static size_t merge_long(sk_bpe *b, size_t n) {
   int32_t *id = b->work, *next = b->next, *prev = b->prev;
   uint32_t *rank = b->rank;
@@ -374,7 +402,8 @@ bool sk_bpe_cached(sk_bpe *b, const char *p, size_t n, uint64_t *hash, sk_ids *o
   return true;
 }
 
-void sk_bpe_remember(sk_bpe *b, const char *p, size_t n, uint64_t hash, const sk_ids *out, int64_t from) {
+void sk_bpe_remember(sk_bpe *b, const char *p, size_t n, uint64_t hash, const sk_ids *out,
+                     int64_t from) {
   int64_t k = out->n - from;
   if (n > KEY || k > IDS) return;
   cached *c = &b->cache[hash % CACHE];

@@ -1,5 +1,6 @@
-/* The normal forms of Unicode (annex 15) by utf8proc. Most text is in form C already, which a bit per code point
- * shows: those that are starters, equal to their own form C, and never the second half of a composition. */
+/* The normal forms of Unicode (annex 15) by utf8proc. Most text is in form C already, which a bit
+ * per code point shows: those that are starters, equal to their own form C, and never the second
+ * half of a composition. */
 #include "io/tokenizer_parts.h"
 #include "io/utf8.h"
 #include <stdlib.h>
@@ -15,15 +16,18 @@ struct sk_norm {
 };
 
 static void set(uint8_t *bits, uint32_t cp, bool on) {
-  if (on) bits[cp / 8] |= (uint8_t)(1 << cp % 8);
-  else bits[cp / 8] &= (uint8_t)~(1 << cp % 8);
+  if (on)
+    bits[cp / 8] |= (uint8_t)(1 << cp % 8);
+  else
+    bits[cp / 8] &= (uint8_t) ~(1 << cp % 8);
 }
 
 /* Whether composing the decomposition gives the character back. */
 static bool composes_back(utf8proc_int32_t cp, const utf8proc_int32_t *part, utf8proc_ssize_t n) {
   utf8proc_int32_t copy[32];
   memcpy(copy, part, (size_t)n * sizeof *part);
-  return utf8proc_normalize_utf32(copy, n, UTF8PROC_STABLE | UTF8PROC_COMPOSE) == 1 && copy[0] == cp;
+  return utf8proc_normalize_utf32(copy, n, UTF8PROC_STABLE | UTF8PROC_COMPOSE) == 1 &&
+         copy[0] == cp;
 }
 
 static uint8_t *find_inert(void) {
@@ -35,7 +39,8 @@ static uint8_t *find_inert(void) {
     const utf8proc_property_t *p = utf8proc_get_property(cp);
     if (p->combining_class) set(bits, (uint32_t)cp, false);
     if (p->decomp_seqindex == UINT16_MAX && !(cp >= 0xac00 && cp < 0xd7a4)) continue;
-    utf8proc_ssize_t n = utf8proc_decompose_char(cp, part, 32, UTF8PROC_DECOMPOSE | UTF8PROC_STABLE, &last);
+    utf8proc_ssize_t n =
+        utf8proc_decompose_char(cp, part, 32, UTF8PROC_DECOMPOSE | UTF8PROC_STABLE, &last);
     if (n < 1 || (n == 1 && part[0] == cp)) continue;
     if (!composes_back(cp, part, n)) set(bits, (uint32_t)cp, false);
     for (utf8proc_ssize_t i = 1; i < n; i++) set(bits, (uint32_t)part[i], false);
@@ -47,8 +52,10 @@ static void add(sk_norm *m, const json_t *j, int depth, const char *where, sk_er
   static const struct {
     const char *name;
     int form;
-  } known[] = {{"NFC", UTF8PROC_COMPOSE}, {"NFD", UTF8PROC_DECOMPOSE},
-               {"NFKC", UTF8PROC_COMPOSE | UTF8PROC_COMPAT}, {"NFKD", UTF8PROC_DECOMPOSE | UTF8PROC_COMPAT}};
+  } known[] = {{"NFC", UTF8PROC_COMPOSE},
+               {"NFD", UTF8PROC_DECOMPOSE},
+               {"NFKC", UTF8PROC_COMPOSE | UTF8PROC_COMPAT},
+               {"NFKD", UTF8PROC_DECOMPOSE | UTF8PROC_COMPAT}};
   const char *type = json_string_value(json_object_get(j, "type"));
   if (type && !strcmp(type, "Sequence") && depth < 4) {
     const json_t *list = json_object_get(j, "normalizers"), *x;
@@ -62,8 +69,8 @@ static void add(sk_norm *m, const json_t *j, int depth, const char *where, sk_er
       m->form[m->n++] = known[i].form | (int)UTF8PROC_STABLE;
       return;
     }
-  sk_fail(e, SK_FAILED, "%s: the normalizer %.60s is not supported (only NFC, NFD, NFKC, NFKD)", where,
-          type ? type : "without a type");
+  sk_fail(e, SK_FAILED, "%s: the normalizer %.60s is not supported (only NFC, NFD, NFKC, NFKD)",
+          where, type ? type : "without a type");
 }
 
 sk_norm *sk_norm_new(const json_t *j, const char *where, sk_err *e) {
@@ -101,8 +108,8 @@ char *sk_norm_apply(const sk_norm *m, const char *text, size_t n, size_t *len, s
   char *now = NULL;
   for (int i = 0; i < m->n; i++) {
     utf8proc_uint8_t *next = NULL;
-    utf8proc_ssize_t k = utf8proc_map((const utf8proc_uint8_t *)(now ? now : text), (utf8proc_ssize_t)n, &next,
-                                      (utf8proc_option_t)m->form[i]);
+    utf8proc_ssize_t k = utf8proc_map((const utf8proc_uint8_t *)(now ? now : text),
+                                      (utf8proc_ssize_t)n, &next, (utf8proc_option_t)m->form[i]);
     free(now);
     now = (char *)next;
     if (k < 0) {

@@ -1,11 +1,13 @@
 /* Regular expressions by PCRE2, as Oniguruma (which `tokenizers` uses) understands them.
  *
- * The two agree on what the usual patterns need, except where this file translates: \s (PCRE2 counts U+180E in),
- * \v, \u, script names, ^ and $. Whatever else could mean something else is refused.
+ * The two agree on what the usual patterns need, except where this file translates: \s (PCRE2
+ * counts U+180E in), \v, \u, script names, ^ and $. Whatever else could mean something else is
+ * refused.
  *
- * Time: a pattern whose alternatives have at most two unbounded repeats, none of a group, and nothing that could
- * fail after the second one, needs time linear in the text per start and is compiled by the JIT. Any other is
- * interpreted, where PCRE2 counts the steps and gives up after MAX_STEPS. */
+ * Time: a pattern whose alternatives have at most two unbounded repeats, none of a group, and
+ * nothing that could fail after the second one, needs time linear in the text per start and is
+ * compiled by the JIT. Any other is interpreted, where PCRE2 counts the steps and gives up after
+ * MAX_STEPS. */
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include "io/tokenizer_parts.h"
 #include "io/utf8.h"
@@ -28,9 +30,9 @@ typedef struct parser {
   const char *p, *where, *whole;
   char *out;
   int depth;
-  int repeats;       /* unbounded ones of this alternative */
-  bool atom, group;  /* whether a repeat may follow; the atom was a group */
-  bool tail, slow;   /* something that may fail came after the second repeat; not linear */
+  int repeats;      /* unbounded ones of this alternative */
+  bool atom, group; /* whether a repeat may follow; the atom was a group */
+  bool tail, slow;  /* something that may fail came after the second repeat; not linear */
   sk_err *e;
 } parser;
 
@@ -41,16 +43,19 @@ static void put(parser *s, const char *text) {
 }
 
 static void refuse(parser *s, const char *at, int n) {
-  sk_fail(s->e, SK_FAILED, "%s: the regex %.200s has `%.*s`, which is not supported", s->where, s->whole, n, at);
+  sk_fail(s->e, SK_FAILED, "%s: the regex %.200s has `%.*s`, which is not supported", s->where,
+          s->whole, n, at);
 }
 
 static bool is_alnum(char c) {
   return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
 }
 
-/* \p{NAME} and \P{NAME}: general categories and some properties as they are, anything else is a script's name. */
+/* \p{NAME} and \P{NAME}: general categories and some properties as they are, anything else is a
+ * script's name. */
 static void property(parser *s) {
-  static const char *const binary[] = {"Alphabetic", "Lowercase", "Uppercase", "White_Space", "Emoji"};
+  static const char *const binary[] = {"Alphabetic", "Lowercase", "Uppercase", "White_Space",
+                                       "Emoji"};
   const char *name = s->p + 3, *end = s->p[2] == '{' ? strchr(name, '}') : NULL;
   size_t n = end ? (size_t)(end - name) : 0;
   if (n < 1 || n > 30) {
@@ -80,7 +85,10 @@ static void code_point(parser *s) {
   s->p += 2 + braces;
   for (; (braces ? n < 7 : n < want); n++, s->p++) {
     char c = *s->p;
-    int v = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+    int v = c >= '0' && c <= '9'   ? c - '0'
+            : c >= 'a' && c <= 'f' ? c - 'a' + 10
+            : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                   : -1;
     if (v < 0) break;
     cp = cp * 16 + (unsigned)v;
   }
@@ -105,14 +113,22 @@ static void escape(parser *s) {
     code_point(s);
     return;
   }
-  if (c == 's') put(s, "\\p{White_Space}");
-  else if (c == 'S') put(s, "\\P{White_Space}");
-  else if (c == 'd') put(s, "\\p{Nd}");
-  else if (c == 'D') put(s, "\\P{Nd}");
-  else if (c == 'v') put(s, "\\x{b}");
-  else if (c && strchr("rntfae", c)) put(s, (char[]){'\\', c, 0});
-  else if (c > ' ' && c < 127 && !is_alnum(c)) put(s, (char[]){'\\', c, 0});
-  else if (c == ' ') put(s, " ");
+  if (c == 's')
+    put(s, "\\p{White_Space}");
+  else if (c == 'S')
+    put(s, "\\P{White_Space}");
+  else if (c == 'd')
+    put(s, "\\p{Nd}");
+  else if (c == 'D')
+    put(s, "\\P{Nd}");
+  else if (c == 'v')
+    put(s, "\\x{b}");
+  else if (c && strchr("rntfae", c))
+    put(s, (char[]){'\\', c, 0});
+  else if (c > ' ' && c < 127 && !is_alnum(c))
+    put(s, (char[]){'\\', c, 0});
+  else if (c == ' ')
+    put(s, " ");
   else {
     refuse(s, s->p, 2);
     return;
@@ -126,11 +142,17 @@ static void class(parser *s) {
   if (*s->p == '^') put(s, "^"), s->p++;
   if (*s->p == ']') refuse(s, s->p - 1, 2);
   while (*s->p && *s->p != ']' && !s->e->code) {
-    if (*s->p == '\\') escape(s);
-    else if (*s->p == '[' || (s->p[0] == '&' && s->p[1] == '&')) refuse(s, s->p, 2);
-    else *s->out++ = *s->p++;
+    if (*s->p == '\\')
+      escape(s);
+    else if (*s->p == '[' || (s->p[0] == '&' && s->p[1] == '&'))
+      refuse(s, s->p, 2);
+    else
+      *s->out++ = *s->p++;
   }
-  if (!*s->p) refuse(s, s->whole, 20);
+  if (!*s->p) {
+    refuse(s, s->whole, 20);
+    return;
+  }
   put(s, "]");
   s->p++;
 }
@@ -166,7 +188,8 @@ static void repeat(parser *s) {
     optional = s->p[1] == '0';
     if (end == s->p + 1) refuse(s, at, 2);
     if (*end == ',') end += 1 + strspn(end + 1, "0123456789"), unbounded = end[-1] == ',';
-    if (*end != '}' || end[1] == '+' || end[1] == '?' || end[1] == '*') refuse(s, at, (int)(end - at) + 2);
+    if (*end != '}' || end[1] == '+' || end[1] == '?' || end[1] == '*')
+      refuse(s, at, (int)(end - at) + 2);
     if (s->e->code) return;
     memcpy(s->out, s->p, (size_t)(end + 1 - s->p));
     s->out += end + 1 - s->p;
@@ -202,11 +225,16 @@ static void one(parser *s) {
     repeat(s);
   } else {
     atom(s, false);
-    if (c == '[') class(s);
-    else if (c == '\\') escape(s);
-    else if (c == '^') put(s, "(?:\\A|(?<=\\n)(?!\\z))"), s->p++;
-    else if (c == '$') put(s, "(?=\\n|\\z)"), s->p++;
-    else *s->out++ = *s->p++;
+    if (c == '[')
+      class(s);
+    else if (c == '\\')
+      escape(s);
+    else if (c == '^')
+      put(s, "(?:\\A|(?<=\\n)(?!\\z))"), s->p++;
+    else if (c == '$')
+      put(s, "(?=\\n|\\z)"), s->p++;
+    else
+      *s->out++ = *s->p++;
     while ((*s->p & 0xc0) == 0x80) *s->out++ = *s->p++; /* the rest of a character */
   }
 }
@@ -225,7 +253,8 @@ static char *translate(const char *pattern, const char *where, bool *linear, sk_
 
 sk_regex *sk_regex_new(const char *pattern, bool literal, const char *where, sk_err *e) {
   if (!pattern[0] || strlen(pattern) > MAX_PATTERN) {
-    sk_fail(e, SK_FAILED, "%s: a pattern of %zu bytes; 1 to %d are possible", where, strlen(pattern), MAX_PATTERN);
+    sk_fail(e, SK_FAILED, "%s: a pattern of %zu bytes; 1 to %d are possible", where,
+            strlen(pattern), MAX_PATTERN);
     return NULL;
   }
   bool linear = true;
@@ -273,18 +302,22 @@ static bool find(sk_regex *r, const char *text, size_t n, size_t from, sk_err *e
   int rc = r->jit ? pcre2_jit_match(r->code, (PCRE2_SPTR)text, n, from, 0, r->data, NULL)
                   : PCRE2_ERROR_JIT_STACKLIMIT;
   if (rc == PCRE2_ERROR_JIT_STACKLIMIT)
-    rc = pcre2_match(r->code, (PCRE2_SPTR)text, n, from, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, r->data, r->limits);
+    rc = pcre2_match(r->code, (PCRE2_SPTR)text, n, from, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, r->data,
+                     r->limits);
   if (rc >= 0) return true;
   if (rc == PCRE2_ERROR_NOMATCH) return false;
   PCRE2_UCHAR why[128] = "";
   pcre2_get_error_message(rc, why, sizeof why);
-  sk_fail(e, SK_FAILED, "%s: its regex is too costly on this text (%s). Simplify the regex of the pre-tokenizer, or "
-          "leave out the text that begins %.40s", r->where, (char *)why, text + from);
+  sk_fail(
+      e, SK_FAILED,
+      "%s: its regex is too costly on this text (%s). Simplify the regex of the pre-tokenizer, or "
+      "leave out the text that begins %.40s",
+      r->where, (char *)why, text + from);
   return false;
 }
 
-bool sk_regex_next(sk_regex *r, const char *text, size_t n, size_t *from, size_t *last, size_t *begin, size_t *end,
-                   sk_err *e) {
+bool sk_regex_next(sk_regex *r, const char *text, size_t n, size_t *from, size_t *last,
+                   size_t *begin, size_t *end, sk_err *e) {
   while (*from <= n && find(r, text, n, *from, e)) {
     const PCRE2_SIZE *v = pcre2_get_ovector_pointer(r->data);
     *begin = v[0];

@@ -37,15 +37,16 @@ int64_t sk_tokens_doc_length(const sk_tokens *t, int64_t d);
 /* ... and where it starts. */
 int64_t sk_tokens_doc_first(const sk_tokens *t, int64_t d);
 
-/* Not collective. The tokenizer.json in the data set, checked against the hash; owned by the caller, *n its length. NULL
- * where there is none (e->code 0) or it is damaged. */
+/* Not collective. The tokenizer.json in the data set, checked against the hash; owned by the
+ * caller, *n its length. NULL where there is none (e->code 0) or it is damaged. */
 char *sk_tokens_tokenizer(sk_tokens *t, size_t *n, sk_err *e);
 
-/* Collective over comm. Tokenizes texts into `out`; the contents are identical for every number of ranks.
- * tokenizer: "bytes" (id = byte, 256 ends a document) or a tokenizer.json; eos: the token that ends a document, NULL
- * for the usual one (io/tokenizer.h). Texts: files, folders taken recursively in name order, globs; .gz and .zst are
- * unpacked. A file is one document, a .jsonl file one for each line with "text". Progress on rank 0. Written as
- * out.tmp, synced and renamed; an existing `out` is replaced only when complete. */
+/* Collective over comm. Tokenizes texts into `out`; the contents are identical for every number of
+ * ranks. tokenizer: "bytes" (id = byte, 256 ends a document) or a tokenizer.json; eos: the token
+ * that ends a document, NULL for the usual one (io/tokenizer.h). Texts: files, folders taken
+ * recursively in name order, globs; .gz and .zst are unpacked. A file is one document, a .jsonl
+ * file one for each line with "text". Progress on rank 0. Written as out.tmp, synced and renamed;
+ * an existing `out` is replaced only when complete. */
 int sk_tokens_build(MPI_Comm comm, const char *tokenizer, const char *eos, const char *out, int n_text,
                     char *const *text, sk_err *e);
 

@@ -1,7 +1,8 @@
-/* Text to tokens. Rank 0 lists the files; their bytes are cut into units, of which every rank gets a contiguous share
- * in order. Each rank tokenizes its share into scratch files; the sums before a rank are its place in the data set,
- * to which it copies them. What is written does not depend on who writes it: units are the same on every number of
- * ranks, and a document goes over from one to the next only where its tokens allow a cut. */
+/* Text to tokens. Rank 0 lists the files; their bytes are cut into units, of which every rank gets
+ * a contiguous share in order. Each rank tokenizes its share into scratch files; the sums before a
+ * rank are its place in the data set, to which it copies them. What is written does not depend on
+ * who writes it: units are the same on every number of ranks, and a document goes over from one to
+ * the next only where its tokens allow a cut. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -18,11 +19,12 @@
 #include <string.h>
 
 enum {
-  UNIT = 16 << 20,      /* bytes of a file in one unit */
-  BLOCK = 1 << 20,      /* bytes that are tokenized at once, where they can be cut */
-  MAX_TEXT = 256 << 20, /* bytes that cannot be cut: a line of a .jsonl file, text without a line's end */
-  PACKING = 4,          /* text is about so many times longer than its packed form */
-  BEHIND = 8            /* bytes before a place that decide whether text may be cut there */
+  UNIT = 16 << 20, /* bytes of a file in one unit */
+  BLOCK = 1 << 20, /* bytes that are tokenized at once, where they can be cut */
+  MAX_TEXT =
+      256 << 20, /* bytes that cannot be cut: a line of a .jsonl file, text without a line's end */
+  PACKING = 4,   /* text is about so many times longer than its packed form */
+  BEHIND = 8     /* bytes before a place that decide whether text may be cut there */
 };
 
 typedef struct unit {
@@ -66,7 +68,8 @@ static void begin_document(work *w, sk_err *e) {
 static void add_text(work *w, const char *text, size_t n, const char *path, sk_err *e) {
   if (e->code) return;
   sk_err why = {0};
-  if (sk_tokenizer_encode(w->tok, text, n, &w->ids, &why) != SK_OK) sk_fail(e, why.code, "%s: %s", path, why.msg);
+  if (sk_tokenizer_encode(w->tok, text, n, &w->ids, &why) != SK_OK)
+    sk_fail(e, why.code, "%s: %s", path, why.msg);
   if (w->ids.n >= BLOCK) flush_ids(w, e);
 }
 
@@ -123,8 +126,11 @@ static void drop(window *v, size_t n) {
 
 static bool grown_too_long(const window *v, sk_err *e) {
   if (v->n < MAX_TEXT) return false;
-  sk_fail(e, SK_FAILED, "%s: %s of text that cannot be tokenized in parts (no line's end between two words, or a tokenizer "
-          "that needs its text whole); split the file", v->f->path, sk_bytes(MAX_TEXT));
+  sk_fail(e, SK_FAILED,
+          "%s: %s of text that cannot be tokenized in parts (no line's end between two words, or a "
+          "tokenizer "
+          "that needs its text whole); split the file",
+          v->f->path, sk_bytes(MAX_TEXT));
   return true;
 }
 
@@ -132,7 +138,8 @@ static bool grown_too_long(const window *v, sk_err *e) {
 static bool to_first_cut(const work *w, window *v, int64_t begin, sk_err *e) {
   while (!e->code) {
     fill(v, v->n + BLOCK, e);
-    size_t from = begin > v->at ? (size_t)(begin - v->at) : 0, p = sk_tokenizer_cut(w->tok, v->p, from, v->n);
+    size_t from = begin > v->at ? (size_t)(begin - v->at) : 0,
+           p = sk_tokenizer_cut(w->tok, v->p, from, v->n);
     if (p < v->n) return drop(v, p), true;
     if (v->over) return false;
     drop(v, v->n - BEHIND);
@@ -192,9 +199,9 @@ static void json_line(work *w, const window *v, size_t n, sk_err *e) {
   json_t *text = json_object_get(o, "text");
   if (!o || !json_is_string(text)) {
     sk_fail(e, SK_FAILED, "%s:%lld: %s", v->f->path, lines_before(v->f->path, v->at) + 1,
-            !o                   ? why.text
-            : json_is_object(o)  ? "no \"text\" with a string in this object"
-                                 : "not a JSON object {\"text\": \"...\"}");
+            !o                  ? why.text
+            : json_is_object(o) ? "no \"text\" with a string in this object"
+                                : "not a JSON object {\"text\": \"...\"}");
   } else if (json_string_length(text) == 0) {
     w->empty++;
   } else {
@@ -219,19 +226,22 @@ static size_t line_length(window *v, sk_err *e) {
     if (v->over || e->code) return v->n;
     seen = v->n;
     if (seen >= MAX_TEXT) {
-      sk_fail(e, SK_FAILED, "%s:%lld: longer than %s", v->f->path, lines_before(v->f->path, v->at) + 1, sk_bytes(MAX_TEXT));
+      sk_fail(e, SK_FAILED, "%s:%lld: longer than %s", v->f->path,
+              lines_before(v->f->path, v->at) + 1, sk_bytes(MAX_TEXT));
       return 0;
     }
     fill(v, v->n + BLOCK, e);
   }
 }
 
-/* The lines that begin in [begin, end): one cut by `begin` belongs to the unit before. The window begins one byte
- * before, so that a line's end there is seen. Lines are gone through inside of what is read; then it is dropped. */
+/* The lines that begin in [begin, end): one cut by `begin` belongs to the unit before. The window
+ * begins one byte before, so that a line's end there is seen. Lines are gone through inside of what
+ * is read; then it is dropped. */
 static void lines_unit(work *w, window *v, const unit *u, sk_err *e) {
   if (u->begin > 0) drop(v, line_length(v, e));
   size_t n;
-  while ((v->at < u->end || sk_text_packed(v->f->path)) && !e->code && (n = line_length(v, e)) > 0) {
+  while ((v->at < u->end || sk_text_packed(v->f->path)) && !e->code &&
+         (n = line_length(v, e)) > 0) {
     if (!blank(v->p, n)) json_line(w, v, n, e);
     drop(v, n);
     progress(w, sk_text_used(v->in) - u->begin);
@@ -314,27 +324,33 @@ static void write_all(work *w, const char *out, char *source, sk_err *e) {
     sk_fail(e, SK_FAILED, "no text found: all documents are empty");
     return;
   }
-  sk_tokens_meta m = {.tokens = all[0], .documents = all[1], .source = source,
-                      .vocab_size = sk_tokenizer_vocab(w->tok), .eos_id = sk_tokenizer_eos(w->tok),
-                      .tokenizer = sk_tokenizer_name(w->tok), .hash = sk_tokenizer_hash(w->tok)};
+  sk_tokens_meta m = {.tokens = all[0],
+                      .documents = all[1],
+                      .source = source,
+                      .vocab_size = sk_tokenizer_vocab(w->tok),
+                      .eos_id = sk_tokenizer_eos(w->tok),
+                      .tokenizer = sk_tokenizer_name(w->tok),
+                      .hash = sk_tokenizer_hash(w->tok)};
   m.json = sk_tokenizer_json(w->tok, &m.json_n);
   sk_tokens_writer o;
   if (sk_tokens_writer_open(&o, w->comm, out, &m, e) == SK_OK) copy(w, &o, before[0], before[1], e);
   if (sk_tokens_writer_close(&o, e) != SK_OK) return;
   double seconds = sk_now() - w->began;
   if (all[2]) sk_say("note: %lld empty documents were skipped", (long long)all[2]);
-  sk_say("%s: %lld tokens in %lld documents from %lld files (%s, %.1f s, %s/s)", out, (long long)all[0],
-         (long long)all[1], (long long)w->l.n, sk_bytes((double)w->bytes), seconds, sk_bytes((double)w->bytes / seconds));
+  sk_say("%s: %lld tokens in %lld documents from %lld files (%s, %.1f s, %s/s)", out,
+         (long long)all[0], (long long)all[1], (long long)w->l.n, sk_bytes((double)w->bytes),
+         seconds, sk_bytes((double)w->bytes / seconds));
 }
 
 static void check_eos(const work *w, sk_err *e) {
   if (sk_tokenizer_eos(w->tok) < 0)
-    sk_fail(e, SK_USAGE, "%s: none of its tokens is known to end a document; name one with --eos TOKEN",
+    sk_fail(e, SK_USAGE,
+            "%s: none of its tokens is known to end a document; name one with --eos TOKEN",
             sk_tokenizer_name(w->tok));
 }
 
-int sk_tokens_build(MPI_Comm comm, const char *tokenizer, const char *eos, const char *out, int n_text,
-                    char *const *text, sk_err *e) {
+int sk_tokens_build(MPI_Comm comm, const char *tokenizer, const char *eos, const char *out,
+                    int n_text, char *const *text, sk_err *e) {
   work w = {.comm = comm, .tokens_out = SK_NO_SCRATCH, .docs_out = SK_NO_SCRATCH};
   MPI_Comm_rank(comm, &w.rank);
   MPI_Comm_size(comm, &w.size);

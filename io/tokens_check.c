@@ -74,6 +74,8 @@ int sk_tokens_check(MPI_Comm comm, const char *path, sk_err *e) {
   int64_t lo = pieces * rank / size * PIECE, hi = pieces * (rank + 1) / size * PIECE;
   check_part(&k, lo < x->tokens ? lo : x->tokens, hi < x->tokens ? hi : x->tokens, e);
   judge(&k, path, e);
+  size_t len;
+  if (rank == 0 && !e->code) sk_free(sk_tokens_tokenizer(k.t, &len, e)); /* against its hash */
   int64_t sum[3] = {k.read, k.bad, k.open_ends};
   SK_MPI(MPI_Allreduce(MPI_IN_PLACE, sum, 3, MPI_INT64_T, MPI_SUM, comm));
   if (sk_agree(comm, e) == SK_OK) {

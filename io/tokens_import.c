@@ -1,6 +1,6 @@
-/* Token files of other programs to a token data set. Rank 0 reads and checks the headers; then the tokens are one
- * long stream of parts (files), of which every rank copies a contiguous share, in two passes: the largest id and the
- * number of documents, then the data. */
+/* Token files of other programs to a token data set. Rank 0 reads and checks the headers; then the
+ * tokens are one long stream of parts (files), of which every rank copies a contiguous share, in
+ * two passes: the largest id and the number of documents, then the data. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -25,12 +25,12 @@ typedef struct work {
   sk_import in;
   sk_tokenizer *tok;
   int64_t vocab, eos;
-  int64_t lo, hi;      /* my tokens */
-  int64_t max, docs;   /* largest id; documents that start in my share, later before it */
-  int open;            /* the part whose file is open; -1: none */
+  int64_t lo, hi;    /* my tokens */
+  int64_t max, docs; /* largest id; documents that start in my share, later before it */
+  int open;          /* the part whose file is open; -1: none */
   int fd;
-  unsigned char *raw;  /* [BLOCK * 8] */
-  uint32_t *id;        /* [BLOCK + 1] */
+  unsigned char *raw; /* [BLOCK * 8] */
+  uint32_t *id;       /* [BLOCK + 1] */
 } work;
 
 /* ---- reading ---- */
@@ -56,7 +56,8 @@ static int read_ids(work *w, int64_t first, int64_t n, sk_err *e) {
   while (k + 1 < w->in.n && w->in.part[k + 1].first <= first) k++;
   for (int64_t done = 0; done < n && !e->code;) {
     const sk_import_part *p = &w->in.part[k];
-    int64_t from = first + done - p->first, left = p->n - from, m = n - done < left ? n - done : left;
+    int64_t from = first + done - p->first, left = p->n - from,
+            m = n - done < left ? n - done : left;
     if (m > BLOCK) m = BLOCK;
     if (m == 0) {
       k++;
@@ -68,9 +69,10 @@ static int read_ids(work *w, int64_t first, int64_t n, sk_err *e) {
     for (int64_t i = 0; i < m; i++) {
       int64_t x = value(w->raw + i * p->width, p->width, p->sign);
       if (x < 0 || x >= w->vocab)
-        return sk_fail(e, SK_FAILED, "%s: token %lld is %lld; ids are from 0 to %lld here%s", p->bin, (long long)(from + i),
-                       (long long)x, (long long)w->vocab - 1,
-                       w->vocab < INT32_MAX ? " (--vocab N, or another --tokenizer, for more)" : "");
+        return sk_fail(
+            e, SK_FAILED, "%s: token %lld is %lld; ids are from 0 to %lld here%s", p->bin,
+            (long long)(from + i), (long long)x, (long long)w->vocab - 1,
+            w->vocab < INT32_MAX ? " (--vocab N, or another --tokenizer, for more)" : "");
       w->id[done + i] = (uint32_t)x;
     }
     done += m;
@@ -80,8 +82,8 @@ static int read_ids(work *w, int64_t first, int64_t n, sk_err *e) {
 
 /* ---- the passes ---- */
 
-/* A document starts at the head of a file that is no continuation, and behind each end-of-text, but for one that is
- * the first token of all (llm.c puts it before each document). */
+/* A document starts at the head of a file that is no continuation, and behind each end-of-text, but
+ * for one that is the first token of all (llm.c puts it before each document). */
 static bool starts(const work *w, int64_t i, uint32_t before, int *part) {
   while (*part + 1 < w->in.n && w->in.part[*part + 1].first <= i) ++*part;
   if (i == 0 || (w->in.part[*part].first == i && w->in.part[*part].fresh)) return true;
@@ -101,7 +103,8 @@ static void pass(work *w, sk_tokens_writer *out, sk_err *e) {
     const uint32_t *id = w->id + behind;
     for (int64_t i = 0; i < n; i++) {
       if ((int64_t)id[i] > w->max) w->max = id[i];
-      if (!w->in.counted && starts(w, at + i, at + i > 0 ? id[i - 1] : 0, &part)) doc[docs++] = (uint64_t)(at + i);
+      if (!w->in.counted && starts(w, at + i, at + i > 0 ? id[i - 1] : 0, &part))
+        doc[docs++] = (uint64_t)(at + i);
     }
     if (out) {
       if (out->width == 2)
@@ -113,7 +116,8 @@ static void pass(work *w, sk_tokens_writer *out, sk_err *e) {
     if (w->rank == 0 && sk_now() - said >= 5) {
       said = sk_now();
       double share = (double)(at + n - w->lo) / (double)(w->hi - w->lo);
-      sk_say("%s: %.0f %%, %.0f s left", out ? "writing" : "reading", 100 * share, (said - began) * (1 - share) / share);
+      sk_say("%s: %.0f %%, %.0f s left", out ? "writing" : "reading", 100 * share,
+             (said - began) * (1 - share) / share);
     }
   }
   if (!out) w->docs = doc_at;
@@ -150,19 +154,24 @@ static void choose_ids(work *w, sk_err *e) {
   w->vocab = w->tok ? sk_tokenizer_vocab(w->tok) : o->vocab > 0 ? o->vocab : w->in.vocab;
   w->eos = o->eos >= 0 ? o->eos : w->tok ? sk_tokenizer_eos(w->tok) : w->in.eos;
   if (w->tok && o->vocab > 0 && o->vocab < w->vocab)
-    sk_fail(e, SK_USAGE, "--vocab %lld: the tokenizer has %lld ids", (long long)o->vocab, (long long)w->vocab);
+    sk_fail(e, SK_USAGE, "--vocab %lld: the tokenizer has %lld ids", (long long)o->vocab,
+            (long long)w->vocab);
   else if (w->tok && o->vocab > 0)
     w->vocab = o->vocab;
   if (w->vocab > 0 && w->eos >= w->vocab) {
-    if (o->eos >= 0) sk_fail(e, SK_USAGE, "--eos %lld: the vocabulary has %lld ids", (long long)o->eos, (long long)w->vocab);
-    else w->eos = -1;
+    if (o->eos >= 0)
+      sk_fail(e, SK_USAGE, "--eos %lld: the vocabulary has %lld ids", (long long)o->eos,
+              (long long)w->vocab);
+    else
+      w->eos = -1;
   }
   if (w->vocab <= 0) w->vocab = INT32_MAX; /* the largest id decides */
 }
 
 /* Collective. */
 static void copy(work *w, sk_err *e) {
-  w->lo = w->in.tokens / w->size * w->rank + (w->rank < w->in.tokens % w->size ? w->rank : w->in.tokens % w->size);
+  w->lo = w->in.tokens / w->size * w->rank +
+          (w->rank < w->in.tokens % w->size ? w->rank : w->in.tokens % w->size);
   w->hi = w->lo + w->in.tokens / w->size + (w->rank < w->in.tokens % w->size);
   pass(w, NULL, e);
   if (sk_agree(w->comm, e) != SK_OK) return;
@@ -173,17 +182,22 @@ static void copy(work *w, sk_err *e) {
   w->docs = w->rank == 0 ? 0 : before;
   if (w->vocab == INT32_MAX) w->vocab = (w->eos > max ? w->eos : max) + 1;
   char *source = sk_tokens_source(w->o->n_path, w->o->path);
-  sk_tokens_meta m = {.tokens = w->in.tokens, .documents = w->in.counted ? w->in.docs : all, .vocab_size = w->vocab,
-                      .eos_id = w->eos, .tokenizer = w->tok ? sk_tokenizer_name(w->tok) : "unknown",
-                      .hash = w->tok ? sk_tokenizer_hash(w->tok) : "", .source = source};
+  sk_tokens_meta m = {.tokens = w->in.tokens,
+                      .documents = w->in.counted ? w->in.docs : all,
+                      .vocab_size = w->vocab,
+                      .eos_id = w->eos,
+                      .tokenizer = w->tok ? sk_tokenizer_name(w->tok) : "unknown",
+                      .hash = w->tok ? sk_tokenizer_hash(w->tok) : "",
+                      .source = source};
   if (w->tok) m.json = sk_tokenizer_json(w->tok, &m.json_n);
   sk_tokens_writer out;
   if (sk_tokens_writer_open(&out, w->comm, w->o->out, &m, e) == SK_OK) pass(w, &out, e);
   if (!e->code && w->in.counted && w->rank == 0) write_index(w, &out, e);
   if (sk_tokens_writer_close(&out, e) == SK_OK) {
     if (w->in.empty) sk_say("note: %lld empty documents are left out", (long long)w->in.empty);
-    sk_say("%s: %lld tokens in %lld documents, %lld ids%s", w->o->out, (long long)m.tokens, (long long)m.documents,
-           (long long)m.vocab_size, w->tok ? "" : "; the tokenizer is not known (--tokenizer FILE)");
+    sk_say("%s: %lld tokens in %lld documents, %lld ids%s", w->o->out, (long long)m.tokens,
+           (long long)m.documents, (long long)m.vocab_size,
+           w->tok ? "" : "; the tokenizer is not known (--tokenizer FILE)");
   }
   sk_free(source);
 }

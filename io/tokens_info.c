@@ -29,7 +29,8 @@ static void print_histogram(const int64_t *len, int64_t n) {
     if (count[bin] > 0 && width == 0) width = 1;
     char bar[BAR + 1] = "";
     memset(bar, '#', (size_t)width);
-    sk_say("  %10lld - %-10lld %11lld  %s", (long long)lo, (long long)hi, (long long)count[bin], bar);
+    sk_say("  %10lld - %-10lld %11lld  %s", (long long)lo, (long long)hi, (long long)count[bin],
+           bar);
   }
 }
 
@@ -44,9 +45,12 @@ static void show(void *to, const char *bytes, size_t n) {
   l->text = sk_realloc(l->text, l->n + 4 * n + 1);
   for (size_t i = 0; i < n; i++) {
     unsigned char c = (unsigned char)bytes[i];
-    if (c == '\n') l->n += (size_t)sprintf(l->text + l->n, "\\n");
-    else if (c < 32 || c == 127) l->n += (size_t)sprintf(l->text + l->n, "\\x%02x", c);
-    else l->text[l->n++] = (char)c;
+    if (c == '\n')
+      l->n += (size_t)sprintf(l->text + l->n, "\\n");
+    else if (c < 32 || c == 127)
+      l->n += (size_t)sprintf(l->text + l->n, "\\x%02x", c);
+    else
+      l->text[l->n++] = (char)c;
   }
   l->text[l->n] = 0;
 }
@@ -60,7 +64,7 @@ static void print_sample(sk_tokens *t, const sk_tokenizer *tok, int64_t d, sk_er
   if (sk_tokens_read(t, sk_tokens_doc_first(t, d), n, ids, e) != SK_OK) return;
   show(&l, "", 0);
   for (int64_t i = 0; i < n; i++) {
-    char text[16];
+    char text[16] = "";
     if (ids[i] == x->eos_id) show(&l, "<end>", 5);
     else if (tok) sk_detok_push(&decoder, tok, ids[i]);
     else show(&l, text, (size_t)snprintf(text, sizeof text, "%s%d", i ? " " : "", (int)ids[i]));
@@ -76,13 +80,15 @@ static void print_counts(sk_tokens *t, const char *path) {
   for (int64_t i = 0; i < x->documents; i++) len[i] = sk_tokens_doc_length(t, i);
   qsort(len, (size_t)x->documents, sizeof *len, ascending);
   sk_say("%s", path);
-  sk_say("  tokens       %lld (%s), uint%d", (long long)x->tokens, sk_si((double)x->tokens), 8 * x->width);
+  sk_say("  tokens       %lld (%s), uint%d", (long long)x->tokens, sk_si((double)x->tokens),
+         8 * x->width);
   sk_say("  documents    %lld", (long long)x->documents);
-  sk_say("  length       shortest %lld, median %lld, mean %.1f, longest %lld tokens", (long long)len[0],
-         (long long)len[x->documents / 2], (double)x->tokens / (double)x->documents,
-         (long long)len[x->documents - 1]);
+  sk_say("  length       shortest %lld, median %lld, mean %.1f, longest %lld tokens",
+         (long long)len[0], (long long)len[x->documents / 2],
+         (double)x->tokens / (double)x->documents, (long long)len[x->documents - 1]);
   if (x->eos_id >= 0)
-    sk_say("  vocabulary   %lld ids, %lld ends a document", (long long)x->vocab_size, (long long)x->eos_id);
+    sk_say("  vocabulary   %lld ids, %lld ends a document", (long long)x->vocab_size,
+           (long long)x->eos_id);
   else
     sk_say("  vocabulary   %lld ids, none ends a document", (long long)x->vocab_size);
   sk_say("  tokenizer    %s%s%s", x->tokenizer, x->hash[0] ? ", xxh3 " : "", x->hash);

@@ -1,7 +1,8 @@
 #include "io/utf8.h"
 #include <string.h>
 
-/* The well-formed sequences (Unicode, table 3-7): by first byte the length and the range of the second. */
+/* The well-formed sequences (Unicode, table 3-7): by first byte the length and the range of the
+ * second. */
 static int shape(unsigned char b, unsigned char *lo, unsigned char *hi) {
   *lo = 0x80;
   *hi = 0xbf;
@@ -75,7 +76,7 @@ uint32_t sk_utf8_get(const char *text, size_t *len) {
   if (s[0] < 0xf0)
     return *len = 3, (uint32_t)(s[0] & 0x0f) << 12 | (uint32_t)(s[1] & 0x3f) << 6 | (s[2] & 0x3f);
   return *len = 4, (uint32_t)(s[0] & 0x07) << 18 | (uint32_t)(s[1] & 0x3f) << 12 |
-                   (uint32_t)(s[2] & 0x3f) << 6 | (s[3] & 0x3f);
+                       (uint32_t)(s[2] & 0x3f) << 6 | (s[3] & 0x3f);
 }
 
 size_t sk_utf8_put(uint32_t cp, char *out) {
@@ -101,6 +102,6 @@ size_t sk_utf8_put(uint32_t cp, char *out) {
 
 bool sk_utf8_space(uint32_t cp) {
   return (cp >= 9 && cp <= 13) || cp == 0x20 || cp == 0x85 || cp == 0xa0 || cp == 0x1680 ||
-         (cp >= 0x2000 && cp <= 0x200a) || cp == 0x2028 || cp == 0x2029 || cp == 0x202f || cp == 0x205f ||
-         cp == 0x3000;
+         (cp >= 0x2000 && cp <= 0x200a) || cp == 0x2028 || cp == 0x2029 || cp == 0x202f ||
+         cp == 0x205f || cp == 0x3000;
 }

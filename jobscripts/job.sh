@@ -17,7 +17,8 @@ stuck() {
 }
 
 # one_job RUN COMMAND...: runs the command (the launcher with saker train) and passes USR1 and TERM on to it.
-# Afterwards $verdict is done, again or stop, $rc the exit code, and $asked not empty if there was such a signal.
+# Afterwards $verdict is done, again, asked (by the file RUN/STOP: no further job) or stop (it needs a person), $rc
+# the exit code, and $asked not empty if there was such a signal.
 one_job() {
   local run=$1 before pid                                # the run folder; where it stands; the launcher
   shift                                                  # the rest is the command
@@ -45,6 +46,7 @@ decide() {
   now=$(state "$run")                                    # what saker says
   verdict=again                                          # most often there is more to do
   [ "$rc$now" != 0complete ] || verdict="done"           # but not when all steps are done
+  ! grep -qs '"message": *"stopped by the file STOP' "$run/status.json" || verdict=asked # a person has ended it
   [ "$rc" != 2 ] || verdict=stop                         # a wrong deck does not get better by itself
   printf '%s %s %s %s %s %s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "${job:-local}" "$2" "$after" "$rc" \
     "$verdict" >>"$run/jobs.txt"                         # for people, and for stuck

@@ -49,7 +49,7 @@ fi
 verdict=stop rc=1                                     # if one_job does not get that far
 one_job "$run" "${launch[@]}" "$saker" train -i "$deck" --set "run.dir=$run" "$@" # until done or time is up
 case $verdict in                                      # what now?
-done) exit 0 ;;                                       # the run is complete
+done | asked) exit 0 ;;                               # complete, or ended by RUN/STOP
 stop) exit "$((rc > 0 ? rc : 1))" ;;                  # it needs a person
 esac
 if [ "$again" = follow ]; then                        # another job, with its own number and log:

@@ -196,9 +196,9 @@ static sk_event *cpu_event_map(sk_device *d, const sk_share *s, sk_err *e) {
   return NULL;
 }
 
-static void cpu_memory(sk_device *d, size_t *free, size_t *total) {
+static size_t cpu_total(sk_device *d) {
   (void)d;
-  *free = *total = 0;
+  return 0;
 }
 
 // To the nearest, ties to even; NaN stays NaN.
@@ -287,7 +287,7 @@ const sk_ops sk_cpu_ops = {
     .unmap = cpu_unmap,
     .event_share = cpu_event_share,
     .event_map = cpu_event_map,
-    .memory = cpu_memory,
+    .total = cpu_total,
     .cast = cpu_cast,
     .gemm = sk_cpu_gemm,
     .bias = sk_cpu_bias,

@@ -55,7 +55,7 @@ void *sk_cuda_map(sk_device *d, const sk_share *s, sk_err *e);
 void sk_cuda_unmap(sk_device *d, void *base);
 sk_event *sk_cuda_event_share(sk_device *d, sk_share *out, sk_err *e);
 sk_event *sk_cuda_event_map(sk_device *d, const sk_share *s, sk_err *e);
-void sk_cuda_memory(sk_device *d, size_t *free, size_t *total);
+size_t sk_cuda_total(sk_device *d);
 
 /* cuda_misc.cu: whether this program has code for the current GPU. */
 cudaError_t sk_cuda_probe(void);

@@ -127,7 +127,9 @@ sk_event *sk_cuda_event_map(sk_device *d, const sk_share *s, sk_err *e) {
   return ev;
 }
 
-void sk_cuda_memory(sk_device *d, size_t *free, size_t *total) {
+size_t sk_cuda_total(sk_device *d) {
+  size_t free, total;
   (void)d;
-  SK_CUDA(cudaMemGetInfo(free, total));
+  SK_CUDA(cudaMemGetInfo(&free, &total));
+  return total;
 }

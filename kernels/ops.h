@@ -141,8 +141,8 @@ typedef struct sk_ops {
    * event_destroy ends either; NULL and *e where it cannot be. */
   sk_event *(*event_share)(sk_device *, sk_share *, sk_err *e);
   sk_event *(*event_map)(sk_device *, const sk_share *, sk_err *e);
-  /* Bytes of the device's memory that nobody uses, and all of it; 0 and 0 where that is not known. */
-  void (*memory)(sk_device *, size_t *free, size_t *total);
+  /* Bytes of the device's memory in all; 0 where there is no limit of its own (the CPU). */
+  size_t (*total)(sk_device *);
 
   /* ---- arithmetic ---- */
   void (*cast)(sk_stream *, void *dst, sk_dtype to, const void *src, sk_dtype from, int64_t n);

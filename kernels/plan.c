@@ -119,8 +119,8 @@ static sk_event *plan_event_map(sk_device *d, const sk_share *s, sk_err *e) {
   return NULL;
 }
 
-static void plan_memory(sk_device *d, size_t *free, size_t *total) {
-  *free = *total = 0;
+static size_t plan_total(sk_device *d) {
+  return 0;
 }
 
 static void plan_cast(sk_stream *s, void *dst, sk_dtype to, const void *src, sk_dtype from,
@@ -270,7 +270,7 @@ const sk_ops sk_plan_ops = {
     .unmap = plan_free,
     .event_share = plan_event_share,
     .event_map = plan_event_map,
-    .memory = plan_memory,
+    .total = plan_total,
     .cast = plan_cast,
     .gemm = plan_gemm,
     .bias = plan_bias,

@@ -65,15 +65,17 @@ static double time_all(const sk_bench *b, const call *k) {
 
 /* bytes: what every rank contributes; gbps: what it sends (and receives as much) for that, per second. */
 static void report(sk_bench *b, const call *k, double bytes, double moved, double s) {
-  const char *kind = sk_comm_kind_name[k->kind];
-  sk_say("  %-6s %-8s %12s %12.3f ms %10.3f GB/s", k->comm->name, kind, sk_bytes(bytes), 1e3 * s, 1e-9 * moved / s);
+  const char *kind = sk_comm_kind_name[k->kind], *of = k->comm->all_gather ? "" : "pipeline ";
+  char *name = sk_strf("%s%s", of, k->comm->name);
+  sk_say("  %-13s %-8s %12s %12.3f ms %10.3f GB/s", name, kind, sk_bytes(bytes), 1e3 * s, 1e-9 * moved / s);
   json_t *o = sk_bench_result(b, "comm", k->op->describe(k->dev));
-  json_object_set_new(o, "transport", json_string(k->comm->name));
+  json_object_set_new(o, "transport", json_string(name));
   json_object_set_new(o, "kind", json_string(kind));
   json_object_set_new(o, "bytes", json_real(bytes));
   json_object_set_new(o, "ms", json_real(1e3 * s));
   json_object_set_new(o, "gbps", json_real(1e-9 * moved / s));
   if (!b->results) json_decref(o);
+  sk_free(name);
 }
 
 /* One table by size: its collectives if it has any, and messages. */
@@ -100,9 +102,8 @@ static void all_tables(sk_bench *b, call *k, sk_err *e) {
     sk_err why = {0};
     if (t == SK_TRANSPORT_NCCL && !sk_comm_nccl) continue;
     k->comm = sk_transport_table(t);
-    if (t == SK_TRANSPORT_IPC) sk_say("The pipeline's transports");
     one_table(b, k, &why);
-    if (why.code) sk_say("  %-6s does not work here: %s", k->comm->name, why.msg);
+    if (why.code) sk_say("  pipeline %-4s does not work here: %s", k->comm->name, why.msg);
   }
 }
 

@@ -2,7 +2,7 @@
 #include "src/bench.h"
 #include "src/layout.h"
 #include "src/progress.h"
-#include "src/op_trace.h"
+#include "src/trace.h"
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -73,17 +73,17 @@ enum { LINES = 128 };
 /* One more step under the trace. *gemm_pct: the matrix products' share of the ops' time. */
 static json_t *breakdown(sk_bench *b, state *s, double seconds, double *gemm_pct) {
   sk_ctx *c = &s->engine.ctx;
-  sk_op_trace_line line[LINES];
+  sk_trace_line line[LINES];
   sk_timer timer;
   const sk_ops *op = c->op;
   json_t *all = json_array();
   double sum = 0, gemm = 0;
   sk_timer_start(&timer);
   c->timer = &timer;
-  c->op = sk_op_trace_open(op, c->dev, &timer);
+  c->op = sk_trace_open(op, c->dev, &timer);
   one_step(s, b->cfg, b->warmup + b->repeat + 1);
-  int n = sk_op_trace_read(line, LINES);
-  sk_op_trace_close();
+  int n = sk_trace_read(line, LINES);
+  sk_trace_close();
   c->op = op;
   c->timer = NULL;
   for (int i = 0; i < n; i++) {
@@ -93,7 +93,7 @@ static json_t *breakdown(sk_bench *b, state *s, double seconds, double *gemm_pct
   *gemm_pct = sum > 0 ? 100 * gemm / sum : 0;
   sk_say("\n%-20s %-16s %6s %10s %6s %9s", "section", "op", "calls", "ms", "%", "TFLOP/s");
   for (int i = 0; i < n; i++) {
-    const sk_op_trace_line *l = &line[i];
+    const sk_trace_line *l = &line[i];
     double tflops = l->flops > 0 ? 1e-12 * l->flops / l->seconds : 0;
     char rate[16] = "";
     if (tflops > 0) snprintf(rate, sizeof rate, "%.1f", tflops);

@@ -85,7 +85,7 @@ static void take(sk_reader *r, const sk_node *map, const char *path, const sk_no
 static const sk_deck *parse(sk_reader *r, const char *text, const char *where, bool rows) {
   r->decks = sk_realloc(r->decks, (size_t)(r->n_decks + 1) * sizeof *r->decks);
   sk_deck *d = &r->decks[r->n_decks++];
-  sk_deck_parse(text, strlen(text), where, rows, d, &r->bad); // NOLINT(clang-analyzer-core.NonNullParamChecker)
+  sk_deck_parse(text, strlen(text), where, rows, d, &r->bad);
   return d;
 }
 

@@ -81,21 +81,28 @@ char *sk_data_tokenizer_json(const sk_data *d, size_t *n, int64_t *eos, sk_err *
   return NULL;
 }
 
-/* Ids of different tokenizers cannot be mixed. */
-static int check_tokenizer(const sk_data *d, int k, const sk_data_entry *entry, sk_err *e) {
-  const sk_tokens_info *x = sk_tokens_get_info(d->set[k].tokens);
-  for (int i = 0; i < k; i++) {
-    const sk_tokens_info *y = sk_tokens_get_info(d->set[i].tokens);
-    if (known(identity(x)) && known(identity(y)) && strcmp(identity(x), identity(y)) != 0)
-      return sk_fail(e, SK_USAGE, "%s was made with the tokenizer %s, %s with %s%s: their ids do not mean the same", entry[k].path,
-                     x->tokenizer, entry[i].path, y->tokenizer, strcmp(x->tokenizer, y->tokenizer) ? "" : " of other contents");
+/* Ids of different tokenizers cannot be mixed: every set against the first whose tokenizer is known. */
+static int check_tokenizers(const sk_data *d, const sk_data_entry *entry, sk_err *e) {
+  int first = -1;
+  for (int k = 0; k < d->n; k++) {
+    const sk_tokens_info *x = sk_tokens_get_info(d->set[k].tokens);
+    if (!known(identity(x))) continue;
+    if (first < 0) first = k;
+    const sk_tokens_info *y = sk_tokens_get_info(d->set[first].tokens);
+    if (strcmp(identity(x), identity(y)) != 0)
+      return sk_fail(
+          e, SK_USAGE,
+          "%s was made with the tokenizer %s, %s with %s%s: their ids do not mean the same",
+          entry[k].path, x->tokenizer, entry[first].path, y->tokenizer,
+          strcmp(x->tokenizer, y->tokenizer) ? "" : " of other contents");
   }
   return SK_OK;
 }
 
 /* The border lies at the start of a document where one is near, so that no document is on both sides. */
 static void set_range(set *s, double holdout, bool held_out) {
-  int64_t n = sk_tokens_get_info(s->tokens)->tokens, keep = (int64_t)((double)n * holdout), border = n - keep, start;
+  int64_t n = sk_tokens_get_info(s->tokens)->tokens, keep = (int64_t)((double)n * holdout),
+          border = n - keep, start;
   if (keep > 0) {
     sk_tokens_doc_start(s->tokens, border, 1, &start);
     if (border - start <= keep / 2) border = start;
@@ -150,7 +157,7 @@ int sk_data_open(MPI_Comm comm, const sk_config *c, bool train, sk_data **out, s
   for (int k = 0; k < d->n && !e->code; k++)
     if (sk_tokens_open(comm, entry[k].path, &d->set[k].tokens, e) == SK_OK)
       check_set(d, k, entry[k].path, c->model.vocab_size, holdout, held_out, e);
-  for (int k = 1; k < d->n && !e->code; k++) check_tokenizer(d, k, entry, e);
+  if (!e->code) check_tokenizers(d, entry, e);
   if (!e->code) fill_slots(d, entry, train || held_out ? "data.train" : "data.valid", e);
   if (!train && !e->code) size_evaluation(d, c->train.eval_batches * c->train.global_batch);
   if (sk_agree(comm, e) != SK_OK) {

@@ -261,8 +261,6 @@ static void show_plan(const size_t bytes[SK_PARTS], size_t total, sk_err *e) {
 
 static void allocate(sk_engine *g, const size_t bytes[SK_PARTS], const size_t *slot, sk_err *e) {
   sk_ctx *c = &g->ctx;
-  size_t free, total;
-  c->op->memory(c->dev, &free, &total);
   for (int i = 0; i < SK_PART_SAVED && !e->code; i++)
     sk_arena_alloc(&g->part[i], c->op, c->dev, sk_part_name[i], bytes[i], e);
   for (int i = 0; i < g->n_slots && !e->code; i++)
@@ -270,7 +268,7 @@ static void allocate(sk_engine *g, const size_t bytes[SK_PARTS], const size_t *s
   if (!e->code) sk_arena_alloc(&g->redo, c->op, c->dev, sk_part_name[SK_PART_REDO], bytes[SK_PART_REDO], e);
   if (!e->code)
     sk_arena_alloc(&c->scratch, c->op, c->dev, sk_part_name[SK_PART_SCRATCH], bytes[SK_PART_SCRATCH], e);
-  if (e->code) show_plan(bytes, total, e);
+  if (e->code) show_plan(bytes, c->op->total(c->dev), e);
 }
 
 int sk_engine_open(sk_engine *g, const sk_config *cfg, const sk_ops *op, const sk_comm_ops *comm,

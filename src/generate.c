@@ -148,8 +148,10 @@ static char *eos_token(const sk_ckpt_meta *meta) {
   return token;
 }
 
-/* Rank 0: the one asked for, or that of the checkpoint. Without any, a vocabulary as small as that can only be of bytes. */
-static void find_tokenizer(const sk_generate_opts *o, const sk_config *c, const sk_ckpt_meta *meta, text *x, sk_err *e) {
+/* Rank 0: the one asked for, or that of the checkpoint. Without any, a vocabulary as small as that
+ * can only be of bytes. */
+static void find_tokenizer(const sk_generate_opts *o, const sk_config *c, const sk_ckpt_meta *meta,
+                           text *x, sk_err *e) {
   enum { SMALL = 512 };
   const sk_ckpt_side *side = sk_ckpt_side_find(meta, "tokenizer.json");
   if (o->tokenizer) {
@@ -162,7 +164,10 @@ static void find_tokenizer(const sk_generate_opts *o, const sk_config *c, const 
   } else if (c->model.vocab_size < SMALL) {
     sk_tokenizer_open(MPI_COMM_SELF, "bytes", NULL, &x->tokenizer, e);
   } else {
-    sk_fail(e, SK_USAGE, "%s holds no tokenizer.json: give --tokenizer PATH/tokenizer.json, or --tokenizer bytes", o->from);
+    sk_fail(
+        e, SK_USAGE,
+        "%s holds no tokenizer.json: give --tokenizer PATH/tokenizer.json, or --tokenizer bytes",
+        o->from);
   }
 }
 
@@ -176,9 +181,11 @@ static int encode(MPI_Comm comm, const sk_generate_opts *o, const sk_config *c, 
     x->limit = sk_tokenizer_vocab(x->tokenizer);
     x->eos = sk_tokenizer_eos(x->tokenizer);
     if (x->limit > vocab)
-      sk_fail(e, SK_USAGE, "%s: its vocabulary has %lld ids, the tokenizer %s needs %lld", o->from, (long long)vocab,
-              sk_tokenizer_name(x->tokenizer), (long long)x->limit);
-    else if (sk_tokenizer_encode(x->tokenizer, o->prompt, strlen(o->prompt), &x->prompt, e) == SK_OK && x->prompt.n == 0)
+      sk_fail(e, SK_USAGE, "%s: its vocabulary has %lld ids, the tokenizer %s needs %lld", o->from,
+              (long long)vocab, sk_tokenizer_name(x->tokenizer), (long long)x->limit);
+    else if (sk_tokenizer_encode(x->tokenizer, o->prompt, strlen(o->prompt), &x->prompt, e) ==
+                 SK_OK &&
+             x->prompt.n == 0)
       sk_fail(e, SK_USAGE, "--prompt: there is no token in it");
   }
   if (sk_agree(comm, e) != SK_OK) return e->code;

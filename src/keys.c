@@ -291,7 +291,8 @@ bool sk_config_help_keys(const char *prefix) {
     const char *range = k->range && k->type != SK_KEY_CHOICE ? k->range : "";
     printf("%-33s %-26s %-15s %-16s %s", k->path, type_name(k, room, sizeof room),
            k->dflt ? k->dflt : "(required)", range, k->help);
-    printf(k->only ? " (only %s as yet)\n" : "\n", k->only);
+    if (k->only) printf(" (only %s as yet)", k->only);
+    printf(k->flags & SK_KEY_RESTART ? "; may change on a restart\n" : "\n");
   }
   if (shown) return true;
   const char *near = sk_key_nearest(prefix, NULL);

@@ -37,7 +37,6 @@ libsaker_a_SOURCES += \
   src/mamba_cp.c \
   src/model.c src/model.h \
   src/model_cfg.c \
-  src/op_trace.c src/op_trace.h \
   src/optim.c src/optim.h \
   src/param.c src/param.h \
   src/pipeline.c \
@@ -48,6 +47,7 @@ libsaker_a_SOURCES += \
   src/shard.c src/shard.h \
   src/split.c src/split.h \
   src/stop.c src/stop.h \
+  src/timeline.c src/timeline.h \
   src/timer.c src/timer.h \
   src/trace.c src/trace.h \
   src/train.c src/train.h \

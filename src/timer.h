@@ -47,7 +47,7 @@ typedef struct sk_timer {
   int stack[8], depth;
   double began[8];     /* of the sections on the stack */
   sk_beat *beat;       /* NULL: nobody watches; not owned */
-  sk_span *span;       /* [cap] recorded while it is not NULL (trace.h), what does not fit is left out; not owned */
+  sk_span *span;       /* [cap] recorded while it is not NULL (timeline.h), what does not fit is left out; not owned */
   int64_t n_spans, cap;
   void (*range)(const char *name); /* NULL, or sk_ops.range: sections for profilers */
 } sk_timer;

@@ -98,12 +98,14 @@ static int train_step(sk_train *t, int64_t step, sk_step_result *r, sk_step_fate
 static void report(sk_train *t, const sk_step_result *r, double seconds, double data_s, double comm_s) {
   const sk_config *c = &t->cfg;
   double tokens = (double)(c->train.global_batch * c->data.sequence);
+  size_t used = t->engine.ctx.op->used(t->engine.ctx.dev);
   t->step_seconds = t->step_seconds > 0 ? 0.9 * t->step_seconds + 0.1 * seconds : seconds;
   sk_step_report p = {.step = t->meta.step, .steps = c->train.steps, .tokens = t->meta.tokens,
                       .loss = r->loss, .grad_norm = r->norm, .lr = r->lr, .seconds = seconds,
                       .tokens_per_s = tokens / seconds,
                       .tflops = 3e-12 * sk_model_flops(c, c->data.sequence) * tokens / seconds,
                       .data_pct = 100 * data_s / seconds, .comm_pct = 100 * comm_s / seconds,
+                      .mem_gib = used ? (double)used / (1 << 30) : sk_peak_gib(),
                       .skipped = t->meta.skipped, .reruns = t->meta.reruns, .rollbacks = t->meta.rollbacks,
                       .eta = t->step_seconds * (double)(c->train.steps - t->meta.step)};
   sk_timer_begin(&t->timer, SK_T_METRICS);
@@ -124,14 +126,14 @@ static int loop(sk_train *t, sk_stop_why *why, sk_err *e) {
     double comm_s = comm_seconds(&t->timer);
     int64_t step = t->meta.step + 1;
     sk_watch_step(t->watch, step, t->step_seconds);
-    sk_trace_begin(&t->trace, &t->grid, &t->timer, step);
+    sk_timeline_begin(&t->timeline, &t->grid, &t->timer, step);
     if (train_step(t, step, &r, &fate, e) != SK_OK) return e->code;
     data_s = sk_timer_seconds(&t->timer, SK_T_DATA) - data_s;
     if (fate == SK_STEP_GO) report(t, &r, sk_now() - begin, data_s, comm_seconds(&t->timer) - comm_s);
     if (sk_train_save_on(t, r.idle, e) != SK_OK) return e->code;
     bool last = t->meta.step == c->train.steps;
     if (!last) *why = r.stop;
-    sk_trace_end(&t->trace, &t->grid, &t->timer, step, last || *why, sk_run_path(t->run));
+    sk_timeline_end(&t->timeline, &t->grid, &t->timer, step, last || *why, sk_run_path(t->run));
     if (fate != SK_STEP_BACK) {
       bool eval = c->train.eval_every > 0 && t->meta.step % c->train.eval_every == 0;
       if (t->valid && (eval || last) && sk_train_eval(t, e) != SK_OK) return e->code;
@@ -182,8 +184,8 @@ int sk_train_run(MPI_Comm comm, const sk_train_opts *opts, sk_err *e) {
       t->timer.range = t->engine.ctx.op->range;
       t->engine.ctx.timer = &t->timer;
       int rc = loop(t, &why, e);
-      sk_train_save_end(t);
       sk_watch_step(t->watch, 0, 0);
+      sk_train_save_end(t);
       if (rc == SK_OK) farewell(t, why);
     }
   }

@@ -7,7 +7,7 @@
 #include "src/data.h"
 #include "src/engine.h"
 #include "src/stop.h"
-#include "src/trace.h"
+#include "src/timeline.h"
 #include "src/watch.h"
 
 /* What a rank tells all others in every step: loss, wish to stop, whether its part of a save is done, seconds of its
@@ -37,7 +37,7 @@ typedef struct sk_train {
   int32_t *ids, *label, *start; /* [local * T] of the current step, on the host */
   double *per_rank;          /* [ranks * SK_TRAIN_EXCHANGED] of the latest step */
   sk_watch *watch;           /* NULL: no watchdog */
-  sk_trace trace;
+  sk_timeline timeline;
   double *busy, busy_since;  /* [ranks] seconds of own work in the present window; own sum at the last exchange */
   int busy_steps, straggler; /* steps of the window; the rank reported last, -1: none */
   int64_t replicas_good;     /* latest step whose weights were compared and agreed */

@@ -279,7 +279,7 @@ int sk_train_open(MPI_Comm comm, const sk_train_opts *opts, sk_train *t, bool *d
   SK_MPI(MPI_Comm_size(comm, &ranks));
   if (*done && opts->ranks > 0) ranks = opts->ranks;
   if (sk_config_read(comm, opts->deck, opts->n_set, opts->set, &t->cfg, e) != SK_OK) return e->code;
-  if (sk_trace_parse(t->cfg.log.trace, &t->trace, e) != SK_OK) return e->code;
+  if (sk_timeline_parse(t->cfg.log.trace, &t->timeline, e) != SK_OK) return e->code;
   const sk_ops *op = sk_device_choose(comm, t->cfg.run.device, false, *done, e);
   if (!op) return e->code;
   if (*done) return report_only(comm, t, ranks, op, e);
@@ -302,7 +302,7 @@ void sk_train_close(sk_train *t) {
   sk_free(t->start);
   sk_free(t->per_rank);
   sk_free(t->busy);
-  sk_free(t->trace.span);
+  sk_free(t->timeline.span);
   sk_config_free(&t->cfg);
   sk_grid_destroy(&t->grid);
 }

@@ -184,6 +184,12 @@ static int find_choice(const char *const *name, const char *what) {
   return -1;
 }
 
+/* "folder/" is "folder"; "/" stays. */
+static char *without_slashes(char *path) {
+  for (size_t n = strlen(path); n > 1 && path[n - 1] == '/'; n--) path[n - 1] = 0;
+  return path;
+}
+
 static int run_convert(MPI_Comm comm, int argc, char **argv, sk_err *e) {
   static const struct option opts[] = {
       {"output", 1, 0, 'o'}, {"dtype", 1, 0, O_DTYPE}, {"shard-size", 1, 0, O_SHARD_SIZE}, {0}};
@@ -192,7 +198,7 @@ static int run_convert(MPI_Comm comm, int argc, char **argv, sk_err *e) {
   bool to_only = false;
   int code;
   while (!e->code && (code = getopt_long(argc, argv, ":o:", opts, NULL)) != -1) {
-    if (code == 'o') o.out = optarg;
+    if (code == 'o') o.out = without_slashes(optarg);
     else if (code == O_DTYPE && (o.dtype = find_choice(dtypes, optarg)) < 0)
       usage_error(e, "convert", "--dtype %s: give bf16, fp16 or fp32", optarg);
     else if (code == O_SHARD_SIZE && parse_bytes(optarg, &o.shard_bytes) != 0)
@@ -206,7 +212,7 @@ static int run_convert(MPI_Comm comm, int argc, char **argv, sk_err *e) {
   if (optind + 2 != argc) return usage_error(e, "convert", "%s: give one folder", what[dir]);
   if (!o.out) return usage_error(e, "convert", "%s: no output: give -o FOLDER", what[dir]);
   if (dir == 0 && to_only) return usage_error(e, "convert", "--dtype and --shard-size are options of to-hf%s", NULL);
-  o.from = argv[optind + 1];
+  o.from = without_slashes(argv[optind + 1]);
   return dir == 0 ? sk_convert_from_hf(comm, o.from, o.out, e) : sk_convert_to_hf(comm, &o, e);
 }
 

@@ -45,6 +45,22 @@ for f in cut.txt.gz plain.gz plain.zst; do
   ok $? "$f: not what its name says" || say_log log
 done
 
+mkdir hf
+cp "$ref/llama3.json" hf/tokenizer.json
+echo '{"eos_token": {"content": "<|im_end|>"}}' >hf/tokenizer_config.json
+ranks 2 data build --tokenizer hf/tokenizer.json -o im.h5 texts/b.jsonl && ranks 1 data info im.h5 &&
+  grep -q "^  vocabulary.* $(grep -o '"id":[0-9]*,"content":"<|im_end|>"' hf/tokenizer.json | grep -o '[0-9]*' | head -1) ends" log
+ok $? "the end of a document comes from tokenizer_config.json" || say_log log
+ranks 3 data check set1.h5 && grep -q 'set1.h5: good: [0-9]* tokens, all below 640; 4 documents' log && ! grep -q note log
+ok $? "data check" || say_log log
+size=$(wc -c <im.h5)
+cp im.h5 bad.h5
+at=$(grep -abo '"<|im_start|>"' bad.h5 | head -1 | cut -d: -f1)
+printf X | dd of=bad.h5 bs=1 seek=$((at + 3)) conv=notrunc 2>/dev/null
+ranks 2 data check bad.h5
+[ $? = 1 ] && [ "$(wc -c <bad.h5)" = "$size" ] && grep -q 'bad.h5: /tokenizer.json is damaged' log
+ok $? "data check finds a damaged tokenizer" || say_log log
+
 # --- refused ---
 ranks 2 data build --tokenizer "$ref/expected.json" -o no.h5 texts
 [ $? = 1 ] && grep -q 'expected.json: its pre-tokenizer has no ByteLevel' log && ! [ -e no.h5 ]

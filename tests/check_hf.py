@@ -151,14 +151,14 @@ def trained_model():
     ok(e <= LIMIT, f'trained: transformers on the exported folder against Saker: error {e:.3g}, limit {LIMIT:g}')
     shutil.rmtree('in', ignore_errors=True)
     model.save_pretrained('in')
-    json.dump({'kept': 1}, open('in/tokenizer.json', 'w'))
+    json.dump({'kept': 1}, open('in/special_tokens_map.json', 'w'))
     shutil.rmtree('ck', ignore_errors=True)
     run(saker, 'convert', 'from-hf', 'in', '-o', 'ck')
     deck('b.yaml', train=', init: ck', steps=3, lr='0')
     run(saker, 'train', '-i', 'b.yaml', '--set', 'run.dir=run-b')
     run(saker, 'convert', 'to-hf', 'run-b/checkpoints/step-00000003', '-o', 'again')
     ok(tensors('again') == tensors('in'), 'three steps with lr 0 from imported weights leave every byte as it was')
-    ok(open('again/tokenizer.json').read() == open('in/tokenizer.json').read(), "the tokenizer's files go along through training")
+    ok(open('again/special_tokens_map.json').read() == open('in/special_tokens_map.json').read(), "the tokenizer's files go along through training")
     first = json.loads([x for x in open('run-b/metrics.jsonl') if '"event"' not in x][0])['loss']
     last = [json.loads(x)['loss'] for x in open('run/metrics.jsonl') if '"event"' not in x]
     ok(first < 0.8 * last[0], f'training goes on where it was: loss {last[0]:.3f} at first, {last[-1]:.3f} in the end, {first:.3f} now')

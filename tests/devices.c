@@ -198,13 +198,6 @@ typedef struct batch {
   int32_t ids[B * T], label[B * T], start[B * T];
 } batch;
 
-// Bytes of the GPU that are in use, by this process and by others.
-static size_t in_use(sk_device *d) {
-  size_t free, total;
-  op->memory(d, &free, &total);
-  return total - free;
-}
-
 static long long grown; // bytes that the last training took of the GPU after its second step
 
 // The losses of STEPS steps on this grid, the same on all of its ranks.
@@ -220,7 +213,7 @@ static void train(const sk_config *cfg, const sk_grid *grid, const batch *k, dou
   bool counts = grid->at[SK_PP] == grid->n[SK_PP] - 1 && grid->at[SK_TP] == 0;
   size_t before = 0;
   for (int i = 0; i < STEPS; i++) {
-    if (i == 2) before = in_use(g.ctx.dev);
+    if (i == 2) before = op->used(g.ctx.dev);
     sk_engine_step(&g, k->ids + at, k->label + at, k->start + at, scale);
     loss[i] = counts ? sk_engine_take_loss(&g) * scale : 0;
     if (!counts) sk_engine_take_loss(&g);
@@ -230,7 +223,7 @@ static void train(const sk_config *cfg, const sk_grid *grid, const batch *k, dou
     sk_optim_update(&g.opt, &g.ctx, cfg, i + 1, 1e-3, 1);
     sk_optim_gather(&g.opt, &g.ctx);
   }
-  grown = (long long)in_use(g.ctx.dev) - (long long)before;
+  grown = (long long)op->used(g.ctx.dev) - (long long)before;
   sk_engine_close(&g);
 }
 

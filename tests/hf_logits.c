@@ -40,7 +40,7 @@ int main(int argc, char **argv) {
   int32_t *label = sk_calloc(n, sizeof *label), *start = sk_calloc(n, sizeof *start);
   float *logits = sk_calloc(n * V, sizeof *logits);
   sk_engine_step(&g, ids, label, start, 1.0);
-  sk_model_logits(&g.model, &g.ctx, logits, g.slot[0].final.u, b * T);
+  sk_model_logits(&g.model, &g.ctx, logits, (int64_t)V, g.slot[0].final.u, b * T);
   g.ctx.op->sync(g.ctx.st);
   FILE *out = fopen(argv[3], "wb");
   SK_CHECK(out && fwrite(logits, sizeof *logits, n * V, out) == n * V && fclose(out) == 0, "%s", argv[3]);

@@ -26,23 +26,27 @@ ok $? "every line has its comment" || say_log log
 # --- a chain of local jobs ---
 small_run && sed -i 's/kind: cosine/kind: constant/; s/, valid: \[[^]]*\]//' deck.yaml
 ok $? "data and deck"
-steps=120
-set -- --set train.steps=$steps --set checkpoint.every=10
+steps=240
+set -- --set train.steps=$steps --set checkpoint.every=6
 ranks 2 train -i deck.yaml --set run.dir=straight "$@"
 ok $? "a straight run of $steps steps"
 unset SAKER_SITE SAKER_TRIES
-"$scripts"/chain.sh 2 deck.yaml "$dir/run" "$@" --max-time 3 >chain.log 2>&1 &
+"$scripts"/chain.sh 2 deck.yaml "$dir/run" "$@" --max-time 5 >chain.log 2>&1 &
 chain=$!
-for _ in $(seq 600); do # in the second job, when it has made a checkpoint of its own
-  [ "$(wc -l 2>/dev/null <run/jobs.txt)" = 1 ] && [ "$(awk '{ print $4 }' run/jobs.txt)" -lt "$(tail -1 run/metrics.jsonl |
-    sed -n 's/.*"event": *"checkpoint", *"step": *\([0-9]*\).*/\1/p' | grep . || echo 0)" ] && break
+killed=0
+for _ in $(seq 3000); do # in a job after the first, when it has got on; however fast or slow the machine is
+  jobs=$(wc -l 2>/dev/null <run/jobs.txt) || jobs=0
+  if [ "$jobs" -ge 1 ] && [ "$(tail -1 run/metrics.jsonl | sed -n 's/^{"step": \([0-9]*\),.*/\1/p' | grep . || echo 0)" -gt \
+    "$(awk 'END { print $4 + 1 }' run/jobs.txt)" ]; then
+    for p in /proc/[0-9]*; do
+      tr '\0' ' ' 2>/dev/null <"$p/cmdline" | grep -qs "^$SAKER train.*run.dir=$dir/run " && kill -9 "${p#/proc/}" && killed=1 && break 2
+    done
+  fi 2>/dev/null
+  kill -0 $chain 2>/dev/null || break
   sleep 0.02
 done
-for p in /proc/[0-9]*; do
-  tr '\0' ' ' 2>/dev/null <"$p/cmdline" | grep -qs "^$SAKER train.*run.dir=$dir/run " && victim=${p#/proc/}
-done
-kill -9 "${victim:-none}"
-ok $? "a rank of the second job is killed"
+[ $killed = 1 ]
+ok $? "a rank of a later job is killed"
 wait $chain
 ok $? "the chain ends with exit code 0" || say_log chain.log
 sed 's/^/# /' run/jobs.txt
@@ -72,6 +76,17 @@ kill -TERM $chain
 wait $chain
 [ $? = 0 ] && grep -q '"state": *"incomplete"' asked/status.json && [ "$(wc -l <asked/jobs.txt)" = 1 ]
 ok $? "TERM: the job saves and stops, and no other one begins" || say_log chain.log
+
+"$scripts"/chain.sh 2 deck.yaml "$dir/file" "$@" --set train.steps=100000 >chain.log 2>&1 &
+chain=$!
+for _ in $(seq 600); do
+  grep -q '"step": *5,' file/metrics.jsonl 2>/dev/null && break
+  sleep 0.02
+done
+touch file/STOP
+wait $chain
+[ $? = 0 ] && [ "$(awk '{ print $5 $6 }' file/jobs.txt)" = 0asked ]
+ok $? "the file STOP: likewise" || say_log chain.log
 
 cat >dies <<'EOT'
 #!/bin/sh

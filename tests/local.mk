@@ -31,7 +31,7 @@ check_PROGRAMS += \
   tests/ssd.1 \
   tests/tokenizer.1 \
   tests/tokens.1 tests/tokens.2 tests/tokens.4 \
-  tests/trace.3 \
+  tests/timeline.3 \
   tests/transport.2 tests/transport.3
 
 tests_ckpt_1_SOURCES = tests/ckpt.c tests/tap.h
@@ -86,7 +86,7 @@ tests_tokenizer_1_SOURCES = tests/tokenizer.c tests/tap.h
 tests_tokens_1_SOURCES = tests/tokens.c tests/tap.h
 tests_tokens_2_SOURCES = $(tests_tokens_1_SOURCES)
 tests_tokens_4_SOURCES = $(tests_tokens_1_SOURCES)
-tests_trace_3_SOURCES = tests/trace.c tests/tap.h
+tests_timeline_3_SOURCES = tests/timeline.c tests/tap.h
 tests_transport_2_SOURCES = tests/transport.c tests/tap.h
 tests_transport_3_SOURCES = $(tests_transport_2_SOURCES)
 
@@ -98,6 +98,7 @@ dist_check_SCRIPTS = \
   tests/cli.sh \
   tests/convert.sh \
   tests/damage.sh \
+  tests/docs.sh \
   tests/devices.sh \
   tests/jobscripts.sh \
   tests/layering.sh \
@@ -113,8 +114,10 @@ TESTS += tests/golden.1 $(check_PROGRAMS) $(dist_check_SCRIPTS)
 EXTRA_DIST += \
   tests/clang-tidy.yaml \
   tests/count.sh \
+  tests/cppcheck.h \
   tests/cuda_calls.c \
   tests/hf_train.py \
+  tests/installed.sh \
   tests/leaks.supp \
   tests/mini-slurm.sh \
   tests/mpirun.sh \
@@ -170,8 +173,9 @@ check-faults:
 quality = @SAKER='$(abs_builddir)/saker' SAKER_SRCDIR='$(abs_srcdir)' MPIRUN='$(MPIRUN)' bash $(srcdir)/tests/quality.sh
 check-asan:
 	$(quality) asan
-check-valgrind: saker$(EXEEXT)
-	$(quality) valgrind
+check-valgrind:
+	@SAKER='$(abs_builddir)/saker' SAKER_SRCDIR='$(abs_srcdir)' MPIRUN='$(MPIRUN)' TEST_TIMEOUT=3600 \
+	  bash $(srcdir)/tests/mpirun.sh $(srcdir)/tests/quality.sh valgrind
 coverage:
 	$(quality) coverage
 tidy: commit.h
@@ -186,7 +190,7 @@ print-flags:
 .PHONY: check-asan check-valgrind coverage cppcheck print-flags print-tests tidy
 
 # Against the real transformers, by hand: PYTHON must have torch, transformers, safetensors and h5py.
-EXTRA_PROGRAMS += tests/hf_logits
+noinst_PROGRAMS += tests/hf_logits
 tests_hf_logits_SOURCES = tests/hf_logits.c
 EXTRA_DIST += tests/check_hf.py
 PYTHON = python3

@@ -1,6 +1,7 @@
-/* tokenizer.c: byte-level BPE against the ids that PyPI's `tokenizers` gave for tests/ref/tokenizer (made by
- * tests/tokenizer_compare.py --fixture; `make check-tokenizer` compares with the library itself), decoding piece by piece,
- * places where text may be cut, and everything that a tokenizer.json is refused for. */
+/* tokenizer.c: byte-level BPE against the ids that PyPI's `tokenizers` gave for tests/ref/tokenizer
+ * (made by tests/tokenizer_compare.py --fixture; `make check-tokenizer` compares with the library
+ * itself), decoding piece by piece, places where text may be cut, and everything that a
+ * tokenizer.json is refused for. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -32,7 +33,8 @@ static sk_tokenizer *load(const char *name) {
 static char *unhex(const char *hex, size_t *n) {
   *n = strlen(hex) / 2;
   char *out = sk_malloc(*n);
-  for (size_t i = 0; i < *n; i++) out[i] = (char)strtol((char[]){hex[2 * i], hex[2 * i + 1], 0}, NULL, 16);
+  for (size_t i = 0; i < *n; i++)
+    out[i] = (char)strtol((char[]){hex[2 * i], hex[2 * i + 1], 0}, NULL, 16);
   return out;
 }
 
@@ -40,7 +42,8 @@ static char *unhex(const char *hex, size_t *n) {
 
 static bool same_ids(const sk_ids *got, const json_t *want) {
   bool same = got->n == (int64_t)json_array_size(want);
-  for (int64_t i = 0; same && i < got->n; i++) same = got->at[i] == json_integer_value(json_array_get(want, (size_t)i));
+  for (int64_t i = 0; same && i < got->n; i++)
+    same = got->at[i] == json_integer_value(json_array_get(want, (size_t)i));
   return same;
 }
 
@@ -84,13 +87,16 @@ static void expected(const char *style, const json_t *cases) {
       char *text = unhex(json_string_value(json_object_get(x, "hex")), &n);
       const char *decoded = json_string_value(json_object_get(x, "decoded"));
       ids.n = 0;
-      bool ok = sk_tokenizer_encode(t, text, n, &ids, &e) == SK_OK && same_ids(&ids, json_object_get(x, "ids"));
+      bool ok = sk_tokenizer_encode(t, text, n, &ids, &e) == SK_OK &&
+                same_ids(&ids, json_object_get(x, "ids"));
       if (!ok && !bad++) tap_diag("%s: text %zu: %s%.*s", style, i, e.msg, (int)n, text);
       if (decoded) texts++, badly += !decodes(t, &ids, decoded);
       sk_free(text);
     }
-  tap_ok(bad == 0 && json_array_size(cases) > 40, "%s: the ids of %zu texts, twice", style, json_array_size(cases));
-  tap_ok(badly == 0 && texts > 5, "%s: %zu texts decoded token by token, whole characters at a time", style, texts);
+  tap_ok(bad == 0 && json_array_size(cases) > 40, "%s: the ids of %zu texts, twice", style,
+         json_array_size(cases));
+  tap_ok(badly == 0 && texts > 5,
+         "%s: %zu texts decoded token by token, whole characters at a time", style, texts);
   sk_free(ids.at);
   sk_tokenizer_close(t);
   sk_free(name);
@@ -108,9 +114,11 @@ static void cuts(const char *name, bool cuttable) {
     end = sk_tokenizer_cut(t, text, at + 1, n);
     sk_tokenizer_encode(t, text + at, end - at, &apart, &e);
   }
-  bool same = !e.code && whole.n == apart.n && memcmp(whole.at, apart.at, (size_t)whole.n * sizeof *whole.at) == 0;
+  bool same = !e.code && whole.n == apart.n &&
+              memcmp(whole.at, apart.at, (size_t)whole.n * sizeof *whole.at) == 0;
   size_t last = sk_tokenizer_last_cut(t, text, n);
-  tap_ok(same && sk_tokenizer_cuttable(t) == cuttable && (cuttable ? parts > 50 && last > n / 2 : parts == 1 && last == 0),
+  tap_ok(same && sk_tokenizer_cuttable(t) == cuttable &&
+             (cuttable ? parts > 50 && last > n / 2 : parts == 1 && last == 0),
          "%s: %zu parts give the ids of the whole", name, parts);
   sk_free(whole.at);
   sk_free(apart.at);
@@ -132,10 +140,11 @@ static json_t *small(void) {
   json_object_set_new(vocab, "th", json_integer(256));
   json_object_set_new(vocab, "the", json_integer(257));
   json_t *j = json_pack(
-      "{s:[{s:i,s:s,s:b,s:b,s:b,s:b,s:b}],s:n,s:{s:s,s:b,s:b,s:b},s:{s:s},s:{s:s,s:o,s:[s,[s,s]]}}", "added_tokens", "id", 258,
-      "content", "</s>", "single_word", 0, "lstrip", 0, "rstrip", 0, "normalized", 0, "special", 1, "normalizer", "pre_tokenizer",
-      "type", "ByteLevel", "add_prefix_space", 0, "use_regex", 1, "trim_offsets", 1, "decoder", "type", "ByteLevel", "model",
-      "type", "BPE", "vocab", vocab, "merges", "t h", "th", "e");
+      "{s:[{s:i,s:s,s:b,s:b,s:b,s:b,s:b}],s:n,s:{s:s,s:b,s:b,s:b},s:{s:s},s:{s:s,s:o,s:[s,[s,s]]}}",
+      "added_tokens", "id", 258, "content", "</s>", "single_word", 0, "lstrip", 0, "rstrip", 0,
+      "normalized", 0, "special", 1, "normalizer", "pre_tokenizer", "type", "ByteLevel",
+      "add_prefix_space", 0, "use_regex", 1, "trim_offsets", 1, "decoder", "type", "ByteLevel",
+      "model", "type", "BPE", "vocab", vocab, "merges", "t h", "th", "e");
   SK_CHECK(j, "json_pack");
   return j;
 }
@@ -145,16 +154,20 @@ static void put(json_t *j, const char *path, const char *value) {
   char part[64];
   size_t n = strcspn(path, ".");
   snprintf(part, sizeof part, "%.*s", (int)n, path);
-  json_t *next = json_is_array(j) ? json_array_get(j, (size_t)atoi(part)) : json_object_get(j, part);
+  json_t *next =
+      json_is_array(j) ? json_array_get(j, (size_t)atoi(part)) : json_object_get(j, part);
   if (path[n]) {
     put(next, path + n + 1, value);
     return;
   }
   json_t *x = json_loads(value, JSON_DECODE_ANY, NULL);
   SK_CHECK(x, "bad JSON in the test: %s", value);
-  if (!json_is_array(j)) json_object_set_new(j, part, x);
-  else if (next) json_array_set_new(j, (size_t)atoi(part), x);
-  else json_array_append_new(j, x);
+  if (!json_is_array(j))
+    json_object_set_new(j, part, x);
+  else if (next)
+    json_array_set_new(j, (size_t)atoi(part), x);
+  else
+    json_array_append_new(j, x);
 }
 
 /* One message, of one line, that has the file's name and `says`. */
@@ -203,17 +216,25 @@ static void refusals(void) {
       {"model.type", "\"Unigram\"", "the model Unigram is not supported"},
       {"model.dropout", "0.1", "model.dropout is not supported"},
       {"model.end_of_word_suffix", "\"</w>\"", "model.end_of_word_suffix is not supported"},
-      {"model.continuing_subword_prefix", "\"##\"", "model.continuing_subword_prefix is not supported"},
+      {"model.continuing_subword_prefix", "\"##\"",
+       "model.continuing_subword_prefix is not supported"},
       {"model", "7", "the model without a type is not supported"},
       {"normalizer", "{\"type\": \"Lowercase\"}", "the normalizer Lowercase is not supported"},
-      {"normalizer", "{\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"NFC\"}, {\"type\": \"Prepend\"}]}",
+      {"normalizer",
+       "{\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"NFC\"}, {\"type\": \"Prepend\"}]}",
        "the normalizer Prepend is not supported"},
       {"pre_tokenizer", "null", "has no ByteLevel"},
-      {"pre_tokenizer", "{\"type\": \"Metaspace\"}", "the pre-tokenizer Metaspace is not supported"},
-      {"pre_tokenizer", "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"ByteLevel\"}, {\"type\": \"ByteLevel\"}]}",
+      {"pre_tokenizer", "{\"type\": \"Metaspace\"}",
+       "the pre-tokenizer Metaspace is not supported"},
+      {"pre_tokenizer",
+       "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"ByteLevel\"}, {\"type\": "
+       "\"ByteLevel\"}]}",
        "ByteLevel twice"},
-      {"pre_tokenizer", "{\"type\": \"Split\", \"pattern\": {}, \"behavior\": \"Isolated\"}", "Split has no pattern"},
-      {"pre_tokenizer", "{\"type\": \"Split\", \"pattern\": {\"String\": \"x\"}, \"behavior\": \"Odd\"}", "behavior Odd is not known"},
+      {"pre_tokenizer", "{\"type\": \"Split\", \"pattern\": {}, \"behavior\": \"Isolated\"}",
+       "Split has no pattern"},
+      {"pre_tokenizer",
+       "{\"type\": \"Split\", \"pattern\": {\"String\": \"x\"}, \"behavior\": \"Odd\"}",
+       "behavior Odd is not known"},
       {"decoder", "null", "the decoder is missing"},
       {"decoder", "{\"type\": \"WordPiece\"}", "the decoder WordPiece is not supported"},
       {"added_tokens", "7", "added_tokens is not a list"},
@@ -222,23 +243,41 @@ static void refusals(void) {
       {"added_tokens.0.id", "5", "</s> has the id 5; the next free one is 258"},
       {"added_tokens.0.content", "\"th\"", "th has the id 258; in model.vocab it is 256"}};
   for (size_t i = 0; i < sizeof c / sizeof *c; i++)
-    tap_ok(refused(c[i][0], c[i][1], c[i][2]), "%s: %s", c[i][0] ? c[i][0] : "as it is", c[i][2] ? c[i][2] : "accepted");
+    tap_ok(refused(c[i][0], c[i][1], c[i][2]), "%s: %s", c[i][0] ? c[i][0] : "as it is",
+           c[i][2] ? c[i][2] : "accepted");
 }
 
 static void regexes(void) {
-  static const char *const c[][2] = {
-      {"\\\\p{Han}+|\\\\s", NULL},       {"[^\\\\r\\\\n\\\\p{L}]?+a{2,3}(?i:x)$", NULL}, {"^\\\\u4e00|\\\\x{1F600}", NULL},
-      {"\\\\w+", "`\\w`"},               {"\\\\bx", "`\\b`"},            {"(?<n>x)", "`(?<n`"},
-      {"(?i)x", "`(?i)`"},               {"(x)\\\\1", "`\\1`"},          {"[[:alpha:]]", "`[:`"},
-      {"[a&&b]", "`&&`"},                {"a{1,2}+", "`{1,2}+`"},        {"a{,3}", "`{,`"},
-      {"\\\\p{^L}", "`\\p{^L}`"},        {"\\\\p{Klingon}", "unknown"},  {"(a", "`(`"},
-      {"a)", "`)`"},                     {"[a", "`[a`"},                 {"", "1 to 8192"},
-      {"\\\\xff", "`\\xff`"},            {"a**", "`*`"},                 {"(?<=a+)b", "lookbehind"},
-      {"\\\\", "is not supported"}};
+  static const char *const c[][2] = {{"\\\\p{Han}+|\\\\s", NULL},
+                                     {"[^\\\\r\\\\n\\\\p{L}]?+a{2,3}(?i:x)$", NULL},
+                                     {"^\\\\u4e00|\\\\x{1F600}", NULL},
+                                     {"\\\\w+", "`\\w`"},
+                                     {"\\\\bx", "`\\b`"},
+                                     {"(?<n>x)", "`(?<n`"},
+                                     {"(?i)x", "`(?i)`"},
+                                     {"(x)\\\\1", "`\\1`"},
+                                     {"[[:alpha:]]", "`[:`"},
+                                     {"[a&&b]", "`&&`"},
+                                     {"a{1,2}+", "`{1,2}+`"},
+                                     {"a{,3}", "`{,`"},
+                                     {"\\\\p{^L}", "`\\p{^L}`"},
+                                     {"\\\\p{Klingon}", "unknown"},
+                                     {"(a", "`(`"},
+                                     {"a)", "`)`"},
+                                     {"[a", "`[a`"},
+                                     {"", "1 to 8192"},
+                                     {"\\\\xff", "`\\xff`"},
+                                     {"a**", "`*`"},
+                                     {"(?<=a+)b", "lookbehind"},
+                                     {"\\\\", "is not supported"}};
   for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
-    char *split = sk_strf("{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Split\", \"behavior\": \"Isolated\", "
-                          "\"pattern\": {\"Regex\": \"%s\"}}, {\"type\": \"ByteLevel\"}]}", c[i][0]);
-    tap_ok(refused("pre_tokenizer", split, c[i][1]), "regex %s: %s", c[i][0], c[i][1] ? c[i][1] : "accepted");
+    char *split = sk_strf(
+        "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Split\", \"behavior\": "
+        "\"Isolated\", "
+        "\"pattern\": {\"Regex\": \"%s\"}}, {\"type\": \"ByteLevel\"}]}",
+        c[i][0]);
+    tap_ok(refused("pre_tokenizer", split, c[i][1]), "regex %s: %s", c[i][0],
+           c[i][1] ? c[i][1] : "accepted");
     sk_free(split);
   }
 }
@@ -250,8 +289,11 @@ static void hostile(void) {
   char *deep = sk_malloc(100001);
   memset(deep, '[', 100000);
   deep[100000] = 0;
-  const char *const bad[][2] = {{"", "not a tokenizer.json"}, {"{\"a\": 1, \"a\": 2}", "duplicate object key"}, {deep, "depth"},
-                                {"7", "not a tokenizer.json"}, {"{\"model\": \"\xff\"}", "not a tokenizer.json"}};
+  const char *const bad[][2] = {{"", "not a tokenizer.json"},
+                                {"{\"a\": 1, \"a\": 2}", "duplicate object key"},
+                                {deep, "depth"},
+                                {"7", "not a tokenizer.json"},
+                                {"{\"model\": \"\xff\"}", "not a tokenizer.json"}};
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
     e = (sk_err){0};
     sk_tokenizer_parse(bad[i][0], strlen(bad[i][0]), "x.json", NULL, &t, &e);
@@ -259,7 +301,9 @@ static void hostile(void) {
   }
   sk_free(deep);
   json_t *j = small();
-  put(j, "pre_tokenizer", "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Split\", \"behavior\": \"Isolated\", "
+  put(j, "pre_tokenizer",
+      "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Split\", \"behavior\": "
+      "\"Isolated\", "
       "\"pattern\": {\"Regex\": \"(x+x+)+[yz]\"}}, {\"type\": \"ByteLevel\"}]}");
   char *text = json_dumps(j, 0), many[5000];
   memset(many, 'x', sizeof many);
@@ -268,7 +312,8 @@ static void hostile(void) {
   SK_CHECK(sk_tokenizer_parse(text, strlen(text), "x.json", NULL, &t, &e) == SK_OK, "%s", e.msg);
   double begin = sk_now();
   sk_tokenizer_encode(t, many, sizeof many, &ids, &e);
-  tap_ok(told(&e, "its regex is too costly") && sk_now() - begin < 30, "(x+x+)+[yz] on 5000 x: given up after a limit of steps");
+  tap_ok(told(&e, "its regex is too costly") && sk_now() - begin < 30,
+         "(x+x+)+[yz] on 5000 x: given up after a limit of steps");
   sk_tokenizer_close(t);
   e = (sk_err){0};
   sk_tokenizer_parse(text, strlen(text), "x.json", "<eot>", &t, &e);
@@ -284,8 +329,9 @@ static void built_in(void) {
   sk_ids ids = {0};
   SK_CHECK(sk_tokenizer_open(MPI_COMM_WORLD, "bytes", NULL, &t, &e) == SK_OK, "%s", e.msg);
   sk_tokenizer_encode(t, "a\xff\0", 3, &ids, &e);
-  tap_ok(ids.n == 3 && ids.at[0] == 'a' && ids.at[1] == 255 && ids.at[2] == 0 && sk_tokenizer_vocab(t) == 257 &&
-             sk_tokenizer_eos(t) == 256, "bytes: ids are bytes, 256 ends a document");
+  tap_ok(ids.n == 3 && ids.at[0] == 'a' && ids.at[1] == 255 && ids.at[2] == 0 &&
+             sk_tokenizer_vocab(t) == 257 && sk_tokenizer_eos(t) == 256,
+         "bytes: ids are bytes, 256 ends a document");
   sk_tokenizer_close(t);
   sk_free(ids.at);
 }

@@ -389,7 +389,7 @@ def fixture(folder):
         raw = [odd[i:i + 90] for i in range(0, 3600, 90)] + [d.encode() for d in corner_docs(100, 13)]
         raw = raw[:40] if style == "gpt2" else raw
         raw += [damaged(odd[-1000:], 17), open(f"{here}/LICENSE", "rb").read()[:800], b"a" * 90, b" " * 70 + b"x", b"\n" * 45,
-                "中文字".encode() * 40, b"the" * 50, "\u0301".encode() * 30, b"x1234567890" * 9, b"\xf0\x9f\x98", b"\xc0\xaf\xed\xa0\x80ok"]
+                "中文字".encode() * 40, b"the" * 50, "\u0301".encode() * 30, "\u1100\u1161\u11a8 \u09c7\u09be \uac00\u11a8".encode(), b"x1234567890" * 9, b"\xf0\x9f\x98", b"\xc0\xaf\xed\xa0\x80ok"]
         ids = [t.encode(as_text(x), add_special_tokens=False).ids for x in raw]
         cases[style] = [{"hex": x.hex(), "ids": i} for x, i in zip(raw, ids)]
         for k in range(0, len(raw), 12):

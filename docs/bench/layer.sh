@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One layer of the 0.5B shape, fp32, T = 1024, on two cores of this machine: Saker and Hugging Face's transformers in
-# turn, three times. Every line of FILE is one measurement.
+# turn, three times. FILE: a list, one object for each measurement.
 #   docs/bench/layer.sh [-o FILE] [-r 'COMMAND IN FRONT'] PYTHON [SAKER]
 # PYTHON has torch and transformers. On a busy machine -r 'chrt -f 1' (as root) gives both programs the cores.
 set -eu
@@ -32,4 +32,4 @@ print(json.dumps({"program": "saker " + f["commit"], "device": f["device"], "seq
                   "fwd_ms": round(f["ms"], 1), "fwd_bwd_ms": round(b["ms"], 1)}))' "$json"
   # shellcheck disable=SC2086
   $run taskset -c 0,1 "$python" "$here/hf_layer.py" "$config" --repeat 5 2>/dev/null
-done >"$out"
+done | sed '1s/^/[\n /; $!s/$/,/; 1!s/^/ /; $s/$/\n]/' >"$out"

@@ -34,9 +34,9 @@ static void strike(sk_engine *g, const char *kind, int64_t argument) {
     const char *kind;
     int sig;
   } signals[] = {{"stop", SIGSTOP}, {"kill", SIGKILL}, {"term", SIGTERM}, {"usr1", SIGUSR1}, {"segv", SIGSEGV}};
-  int64_t lo, hi;
+  int64_t lo = 0, hi = 0;
   note(kind);
-  sk_optim_slice(&g->opt, 0, &lo, &hi);
+  for (int k = 0; lo == hi && k < g->ctx.reg->n_buckets; k++) sk_optim_slice(&g->opt, k, &lo, &hi);
   if (!strcmp(kind, "nan")) g->ctx.grads[lo] = NAN;
   if (!strcmp(kind, "bit")) flip(g, argument);
   while (!strcmp(kind, "hang")) pause();

@@ -1,25 +1,25 @@
-/* trace.c: the time line of chosen steps (src/trace.h): which steps, every rank's sections, valid JSON. */
+/* timeline.c: the time line of chosen steps (src/timeline.h): which steps, every rank's sections, valid JSON. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
 #include "tests/tap.h"
 #include "io/fsutil.h"
-#include "src/trace.h"
+#include "src/timeline.h"
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 static bool parses(const char *s, int64_t first, int64_t last) {
-  sk_trace tr;
+  sk_timeline tr;
   sk_err e = {0};
-  return sk_trace_parse(s, &tr, &e) == SK_OK && tr.first == first && tr.last == last;
+  return sk_timeline_parse(s, &tr, &e) == SK_OK && tr.first == first && tr.last == last;
 }
 
 static bool refused(const char *s) {
-  sk_trace tr;
+  sk_timeline tr;
   sk_err e = {0};
-  return sk_trace_parse(s, &tr, &e) == SK_USAGE && strstr(e.msg, "log.trace");
+  return sk_timeline_parse(s, &tr, &e) == SK_USAGE && strstr(e.msg, "log.trace");
 }
 
 /* Spans of that name and rank, all of them within a step of 1 to 100 ms. */
@@ -49,16 +49,16 @@ int main(int argc, char **argv) {
   n[SK_DP] = tap_size;
   sk_grid_create(&g, MPI_COMM_WORLD, n);
   sk_timer t = {0};
-  sk_trace tr;
+  sk_timeline tr;
   sk_err e = {0};
-  sk_trace_parse("3-4", &tr, &e);
+  sk_timeline_parse("3-4", &tr, &e);
   sk_timer_start(&t);
   for (int64_t step = 1; step <= 6; step++) {
-    sk_trace_begin(&tr, &g, &t, step);
+    sk_timeline_begin(&tr, &g, &t, step);
     sk_timer_begin(&t, SK_T_DATA);
     usleep(1500);
     sk_timer_end(&t);
-    sk_trace_end(&tr, &g, &t, step, step == 6, dir);
+    sk_timeline_end(&tr, &g, &t, step, step == 6, dir);
   }
   tap_ok(!tr.on && !t.span, "recording is over");
   if (tap_rank == 0) {
