@@ -32,6 +32,7 @@ libsaker_a_SOURCES += \
   kernels/cuda_misc.cu \
   kernels/cuda_mma.h \
   kernels/cuda_norm.cu \
+  kernels/cuda_row.h \
   kernels/cuda_ssd.cu \
   kernels/cuda_ssd.h \
   kernels/cuda_ssd_grad.cu \

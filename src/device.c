@@ -5,6 +5,8 @@ const sk_comm_ops *sk_device_comm(const sk_ops *op) {
   return op == sk_cuda && sk_comm_nccl ? sk_comm_nccl : &sk_comm_mpi;
 }
 
+bool sk_device_branches(const sk_ops *op, int n_cp) { return op == sk_cuda && n_cp == 1; }
+
 sk_dtype sk_device_act(const sk_ops *op, const sk_config *cfg) {
   return op == sk_cuda && cfg->train.dtype == SK_DTYPE_BF16 ? SK_BF16 : SK_F32;
 }

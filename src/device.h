@@ -13,6 +13,9 @@ const sk_ops *sk_device_choose(MPI_Comm comm, int wanted, bool share, bool plan,
 /* What ranks with this device exchange data with. */
 const sk_comm_ops *sk_device_comm(const sk_ops *op);
 
+/* Whether a mixer's two branches run on two streams: on GPUs, where no branch has exchanges of its own. */
+bool sk_device_branches(const sk_ops *op, int n_cp);
+
 /* The type of act elements: train.dtype on a GPU, fp32 on the CPU. */
 sk_dtype sk_device_act(const sk_ops *op, const sk_config *cfg);
 #endif
