@@ -72,7 +72,7 @@ __global__ void grad_stats(shape k, float *out, const T *dout, const T *y, const
 
 // Blocks of rows; a row is a token's group: token * G + group.
 template <int M, int V, class T>
-__global__ void __launch_bounds__(ROW_THREADS)
+__global__ void __launch_bounds__(ROW_THREADS, M == 1 ? 6 : M == 2 ? 4 : 2)
     gated_norm(shape k, T *o, float *rstd, const T *y, const T *z, const T *w, const float *whole) {
   int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y, t = row / k.G;
   int64_t c0 = row % k.G * k.cols, at = t * k.ds + c0;
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(ROW_THREADS)
 
 // Blocks (part of the tokens, group); part: see put_sums.
 template <int M, int V, class T>
-__global__ void __launch_bounds__(ROW_THREADS, 2)
+__global__ void __launch_bounds__(ROW_THREADS, M == 1 ? 5 : M == 2 ? 3 : 2)
     gated_norm_grad(shape k, T *dy, T *dz, float *part, const T *dout, const T *y, const T *z,
                     const T *w, const float *rstd, const float *whole, int64_t size) {
   int64_t c0 = blockIdx.y * k.cols, first = blockIdx.x * size, end = least(first + size, k.n);
@@ -192,9 +192,9 @@ void sk_cuda_gate(sk_stream *s, const sk_gate_dims *d, void *o, float *rstd, con
     typedef SK_TYPE(tag) T;
     constexpr int V = SK_NUMBER(v);
     if (d->norm) {
-      row_shape r = shape_of_rows(k.cols, V);
+      row_shape r = shape_of_rows<V>(k.cols);
       unsigned blocks = (unsigned)up(k.n * k.G, r.block.y);
-      by_accesses(r, [&](auto m) {
+      by_accesses<V>(r, [&](auto m) {
         gated_norm<SK_NUMBER(m), V><<<blocks, r.block, 0, sk_cuda_stream(s)>>>(
             k, (T *)o, rstd, (const T *)y, (const T *)z, (const T *)w, d->whole);
       });
@@ -242,11 +242,11 @@ void sk_cuda_gate_grad(sk_stream *s, const sk_gate_dims *d, void *dy, void *dz, 
     typedef SK_TYPE(tag) T;
     constexpr int V = SK_NUMBER(v);
     if (d->norm) {
-      row_shape r = shape_of_rows(k.cols, V);
-      cut c = cut_rows(k.n, r);
+      row_shape r = shape_of_rows<V>(k.cols);
+      cut c = cut_rows(k.n, k.ds, r);
       float *part = (float *)sk_cuda_scratch(s, (size_t)(c.count * k.ds) * sizeof *part);
       dim3 grid((unsigned)c.count, (unsigned)k.G);
-      by_accesses(r, [&](auto m) {
+      by_accesses<V>(r, [&](auto m) {
         gated_norm_grad<SK_NUMBER(m), V><<<grid, r.block, 0, sk_cuda_stream(s)>>>(
             k, (T *)dy, (T *)dz, part, (const T *)dout, (const T *)y, (const T *)z, (const T *)w,
             rstd, d->whole, c.size);

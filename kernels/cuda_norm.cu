@@ -5,15 +5,16 @@ namespace {
 
 // sum = x + res where res is given; what is normalised is sum as it is stored.
 template <int M, int V, class T>
-__global__ void __launch_bounds__(ROW_THREADS)
+__global__ void __launch_bounds__(ROW_THREADS, M == 1 ? 6 : M == 2 ? 4 : 2)
     norm(T *y, float *rstd, T *sum, const T *x, const T *res, const T *w, int64_t n, int64_t d,
          double eps) {
   int64_t t = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
   bool here = t < n;
-  reg_row<T, V, M> a, b;
+  reg_row<T, V, M> a, b, weight;
   float squares = 0;
   a.get(x + t * d, d, here);
   if (res) b.get(res + t * d, d, here);
+  weight.get(w, d);
   if (here)
     each_column<V, M>(d, [&](int i, int j) {
       float v = to_float(a.at[i].e[j]);
@@ -25,9 +26,8 @@ __global__ void __launch_bounds__(ROW_THREADS)
   if (!here) return;
   if (res) a.put(sum + t * d, d);
   float r = (float)(1 / sqrt((double)squares / (double)d + eps));
-  b.get(w, d);
   each_column<V, M>(d, [&](int i, int j) {
-    from_float(a.at[i].e[j], to_float(a.at[i].e[j]) * (r * to_float(b.at[i].e[j])));
+    from_float(a.at[i].e[j], to_float(a.at[i].e[j]) * (r * to_float(weight.at[i].e[j])));
   });
   a.put(y + t * d, d);
   if (threadIdx.x == 0) rstd[t] = r;
@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(ROW_THREADS)
 
 // Tokens blockIdx.x * size on; part: see put_sums.
 template <int M, int V, class T>
-__global__ void __launch_bounds__(ROW_THREADS, 2)
+__global__ void __launch_bounds__(ROW_THREADS, M == 1 ? 5 : M == 2 ? 3 : 2)
     norm_grad(T *dx, float *part, const T *dy, const T *x, const float *rstd, const T *w, int64_t n,
               int64_t d, int64_t size) {
   reg_row<T, V, M> weight, e, a, g;
@@ -117,8 +117,8 @@ void sk_cuda_rmsnorm(sk_stream *s, void *y, float *rstd, void *sum, const void *
       [&](auto tag, auto v) {
         typedef SK_TYPE(tag) T;
         constexpr int V = SK_NUMBER(v);
-        row_shape r = shape_of_rows(d, V);
-        by_accesses(r, [&](auto m) {
+        row_shape r = shape_of_rows<V>(d);
+        by_accesses<V>(r, [&](auto m) {
           norm<SK_NUMBER(m), V><<<(unsigned)up(n, r.block.y), r.block, 0, sk_cuda_stream(s)>>>(
               (T *)y, rstd, (T *)sum, (const T *)x, (const T *)res, (const T *)w, n, d, eps);
         });
@@ -137,10 +137,10 @@ void sk_cuda_rmsnorm_grad(sk_stream *s, void *dx, float *dw, const void *dy, con
       [&](auto tag, auto v) {
         typedef SK_TYPE(tag) T;
         constexpr int V = SK_NUMBER(v);
-        row_shape r = shape_of_rows(d, V);
-        cut k = cut_rows(n, r);
+        row_shape r = shape_of_rows<V>(d);
+        cut k = cut_rows(n, d, r);
         float *part = (float *)sk_cuda_scratch(s, (size_t)(k.count * d) * sizeof *part);
-        by_accesses(r, [&](auto m) {
+        by_accesses<V>(r, [&](auto m) {
           norm_grad<SK_NUMBER(m), V><<<(unsigned)k.count, r.block, 0, sk_cuda_stream(s)>>>(
               (T *)dx, part, (const T *)dy, (const T *)x, rstd, (const T *)w, n, d, k.size);
         });

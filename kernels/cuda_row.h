@@ -8,7 +8,7 @@
 namespace {
 
 constexpr int ROW_THREADS = 256; // of a block
-constexpr int ROW_PARTS = 528;   // most blocks whose sums over tokens are added up afterwards
+constexpr int ROW_PARTS = 1320;  // most blocks whose sums over tokens are added up afterwards
 
 // A thread's part of a row, as it lies in memory.
 template <class T, int V, int M>
@@ -90,33 +90,44 @@ __device__ inline void put_sums(float *part, float (&sum)[M][V], int64_t c0, int
 
 // ---- launches ----
 
-// Threads for rows of `cols` elements in accesses of V; m: accesses of a thread, 4 or 16.
+// Threads for rows of `cols` elements in accesses of V; m: accesses of a thread, as few as will do:
+// with few registers more threads have loads under way. MANY: for rows of tens of thousands, slow.
+template <int V>
+constexpr int MANY = V == 1 ? 64 : 16;
 struct row_shape {
   dim3 block;
   int m;
 };
-inline row_shape shape_of_rows(int64_t cols, int V) {
+template <int V>
+inline row_shape shape_of_rows(int64_t cols) {
   int64_t accesses = up(cols, V);
-  int m = accesses <= 4 * ROW_THREADS ? 4 : 16;
+  int m = 1;
+  while (m < 4 && accesses > m * ROW_THREADS) m *= 2;
+  if (accesses > m * ROW_THREADS) m = MANY<V>;
   int64_t x = up(up(accesses, m), 32) * 32;
-  SK_CHECK(x <= ROW_THREADS, "rows of %lld elements: a width that is not a multiple of 8 is too long",
-           (long long)cols);
+  SK_CHECK(x <= ROW_THREADS, "rows of %lld elements are too long", (long long)cols);
   return {dim3((unsigned)x, (unsigned)(ROW_THREADS / x)), m};
 }
 
-// Blocks for n rows whose sums over tokens are wanted, and the rows of each; from sizes alone.
-inline cut cut_rows(int64_t n, const row_shape &r) {
-  int64_t size = up(up(n, ROW_PARTS), r.block.y) * r.block.y;
+// Blocks for n rows whose sums over tokens, of `cols` columns, are wanted, and the rows of each; from
+// sizes alone.
+inline cut cut_rows(int64_t n, int64_t cols, const row_shape &r) {
+  int64_t most = least(ROW_PARTS, SK_CUDA_SCRATCH / (int64_t)sizeof(float) / cols);
+  int64_t size = up(up(n, most), r.block.y) * r.block.y;
   return {size, up(n, size)};
 }
 
 // f(number<M>) for the shape's accesses.
-template <class F>
+template <int V, class F>
 inline void by_accesses(const row_shape &r, F f) {
-  if (r.m == 4)
+  if (r.m == 1)
+    f(number<1>());
+  else if (r.m == 2)
+    f(number<2>());
+  else if (r.m == 4)
     f(number<4>());
   else
-    f(number<16>());
+    f(number<MANY<V>>());
 }
 
 } // namespace

@@ -163,12 +163,13 @@ int sk_bench_step(sk_bench *b, sk_err *e) {
     random_tokens(&s, c);
     sk_engine_init(&s.engine);
     double seconds[2] = {0, measure(b, &s)};
-    sk_branch *branch = s.engine.ctx.branch;
-    s.engine.ctx.branch = NULL;
-    s.branches = branch != NULL;
-    seconds[0] = branch ? measure(b, &s) : seconds[1];
+    sk_ctx *ctx = &s.engine.ctx;
+    sk_stream *second = ctx->branch ? ctx->branch->st : NULL;
+    s.branches = second != NULL;
+    if (second) ctx->branch->st = ctx->st; /* from here on one after the other */
+    seconds[0] = second ? measure(b, &s) : seconds[1];
     report(b, &s, seconds);
-    s.engine.ctx.branch = branch;
+    if (second) ctx->branch->st = second;
     sk_engine_close(&s.engine);
   }
   sk_free(s.ids);
