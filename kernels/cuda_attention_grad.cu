@@ -133,9 +133,9 @@ template <int HD>
 struct keys_tiles {
   typedef keys_shape<HD> S;
   enum { THREADS = 32 * S::WARPS, KEYS = 16 * S::MT * S::WARPS, ROWS = S::ROWS };
-  bf16 k[KEYS * HD], v[KEYS * HD], q[2][ROWS * HD], dout[2][ROWS * HD];
-  float2 stat[2][ROWS];
-  int2 seen[2][ROWS];
+  bf16 k[KEYS * HD], v[KEYS * HD], q[STAGES][ROWS * HD], dout[STAGES][ROWS * HD];
+  float2 stat[STAGES][ROWS];
+  int2 seen[STAGES][ROWS];
   int found[S::WARPS];
 };
 
@@ -227,37 +227,43 @@ static __global__ void __launch_bounds__(keys_tiles<HD>::THREADS, keys_shape<HD>
   row_walk w = walk_of<S::WARPS>(c, tiles.found, bi, j0, T::KEYS);
   if (w.first <= w.last) load_row_tile<WIDE>(c, tiles, 0, bi, kv, w.first);
 
-  float dk[M][C][4], dv[M][C][4];
+  float dk[M][C][4], dv[M][C][4], s[M][N][4], dp[M][N][4];
+  uint32_t p[M][N / 2][4], ds[M][N / 2][4];
   clear(dk);
   clear(dv);
+  clear(p);
+  clear(ds);
+  // With warpgroups a tile's sums are taken beside the next tile's scores: p and ds are those of the tile at
+  // `before`, and 0 at first.
+  bool any = w.first <= w.last;
+  int before = 0;
 #pragma unroll 1
-  for (int now = 0; w.first <= w.last; now ^= 1) {
+  for (int now = 0; w.first <= w.last; now = next_stage(now)) {
     int tile = w.first;
     w.first = next_tile(w, tile + 1);
     cp_async_wait();
     if (BY_GROUPS<HD>) wg_publish();
-    __syncthreads(); // the tiles are here, and nobody reads the other ones any more
+    __syncthreads(); // the tiles are here, and nobody reads those two further any more
     bool some = !all_seen(c, w, tile, T::KEYS);
-    if (w.first <= w.last) load_row_tile<WIDE>(c, tiles, now ^ 1, bi, kv, w.first);
-    float s[M][N][4], dp[M][N][4];
-    uint32_t p[M][N / 2][4], ds[M][N / 2][4];
+    if (w.first <= w.last) load_row_tile<WIDE>(c, tiles, next_stage(now), bi, kv, w.first);
     if constexpr (BY_GROUPS<HD>) {
       begin_xyt<HD, T::KEYS>(s, tiles.k, tiles.q[now]);
       begin_xyt<HD, T::KEYS>(dp, tiles.v, tiles.dout[now]);
-      wg_wait<1>();
+      begin_py<HD>(dv, p, tiles.dout[before]);
+      begin_py<HD>(dk, ds, tiles.q[before]);
+      wg_wait<3>();
       wg_done(s[0]);
       if (some) mask_rows(s, tiles.seen[now], j0 + m0);
       probabilities_of_rows(s, tiles.stat[now], c.scale2);
-      as_operand(p, s);
-      wg_wait<0>();
+      wg_wait<2>();
       wg_done(dp[0]);
-      begin_py<HD>(dv, p, tiles.dout[now]);
       grads_of_rows(s, dp, tiles.stat[now]);
-      as_operand(ds, dp);
-      begin_py<HD>(dk, ds, tiles.q[now]);
       wg_wait<0>();
       wg_done(dv[0]);
       wg_done(dk[0]);
+      as_operand(p, s);
+      as_operand(ds, dp);
+      before = now;
     } else {
       product_xyt<HD>(s, tiles.k, m0, tiles.q[now], 0);
       if (some) mask_rows(s, tiles.seen[now], j0 + m0);
@@ -268,6 +274,15 @@ static __global__ void __launch_bounds__(keys_tiles<HD>::THREADS, keys_shape<HD>
       grads_of_rows(s, dp, tiles.stat[now]);
       as_operand(ds, dp);
       product_py<HD>(dk, ds, tiles.q[now], 0, chunk0);
+    }
+  }
+  if constexpr (BY_GROUPS<HD>) {
+    if (any) {
+      begin_py<HD>(dv, p, tiles.dout[before]);
+      begin_py<HD>(dk, ds, tiles.q[before]);
+      wg_wait<0>();
+      wg_done(dv[0]);
+      wg_done(dk[0]);
     }
   }
   cp_async_wait();
@@ -300,7 +315,7 @@ template <int HD>
 struct rows_tiles {
   typedef rows_shape<HD> S;
   enum { THREADS = 32 * S::WARPS, ROWS = 16 * S::MT * S::WARPS, KEYS = S::KEYS };
-  bf16 q[ROWS * HD], dout[ROWS * HD], k[2][KEYS * HD], v[2][KEYS * HD];
+  bf16 q[ROWS * HD], dout[ROWS * HD], k[STAGES][KEYS * HD], v[STAGES][KEYS * HD];
   float2 stat[ROWS];
   int2 seen[ROWS];
 };
@@ -374,31 +389,34 @@ static __global__ void __launch_bounds__(rows_tiles<HD>::THREADS, rows_shape<HD>
   int j0 = span.first / KEYS * KEYS;
   load_key_tile<WIDE>(c, tiles, 0, t, j0, span.end);
 
-  float dq[M][HD / 8][4];
+  float dq[M][HD / 8][4], s[M][N][4], dp[M][N][4];
+  uint32_t ds[M][N / 2][4];
   clear(dq);
+  clear(ds);
+  int before = 0; // as in grad_keys_bf16; every row sees a key
 #pragma unroll 1
-  for (int now = 0; j0 < span.end; j0 += KEYS, now ^= 1) {
+  for (int now = 0; j0 < span.end; j0 += KEYS, now = next_stage(now)) {
     cp_async_wait();
     if (BY_GROUPS<HD>) wg_publish();
-    __syncthreads(); // the tiles are here, and nobody reads the other ones any more
-    if (j0 + KEYS < span.end) load_key_tile<WIDE>(c, tiles, now ^ 1, t, j0 + KEYS, span.end);
+    __syncthreads(); // the tiles are here, and nobody reads those two further any more
+    if (j0 + KEYS < span.end)
+      load_key_tile<WIDE>(c, tiles, next_stage(now), t, j0 + KEYS, span.end);
     bool some = j0 < span.lo || j0 + KEYS - 1 > span.hi;
-    float s[M][N][4], dp[M][N][4];
-    uint32_t ds[M][N / 2][4];
     if constexpr (BY_GROUPS<HD>) {
       begin_xyt<HD, T::ROWS>(s, tiles.q, tiles.k[now]);
       begin_xyt<HD, T::ROWS>(dp, tiles.dout, tiles.v[now]);
-      wg_wait<1>();
+      begin_py<HD>(dq, ds, tiles.k[before]);
+      wg_wait<2>();
       wg_done(s[0]);
       if (some) mask_keys(s, tiles.seen, m0, j0);
       probabilities_of_keys(s, tiles.stat + m0, c.scale2);
-      wg_wait<0>();
+      wg_wait<1>();
       wg_done(dp[0]);
       grads_of_keys(s, dp, tiles.stat + m0);
-      as_operand(ds, dp);
-      begin_py<HD>(dq, ds, tiles.k[now]);
       wg_wait<0>();
       wg_done(dq[0]);
+      as_operand(ds, dp);
+      before = now;
     } else {
       product_xyt<HD>(s, tiles.q, m0, tiles.k[now], 0);
       if (some) mask_keys(s, tiles.seen, m0, j0);
@@ -408,6 +426,11 @@ static __global__ void __launch_bounds__(rows_tiles<HD>::THREADS, rows_shape<HD>
       as_operand(ds, dp);
       product_py<HD>(dq, ds, tiles.k[now], 0, 0);
     }
+  }
+  if constexpr (BY_GROUPS<HD>) {
+    begin_py<HD>(dq, ds, tiles.k[before]);
+    wg_wait<0>();
+    wg_done(dq[0]);
   }
   multiply(dq, c.scale);
   store_rows<HD, T::ROWS, WIDE>(c.dq, tiles.q, dq, m0, 0, n, c.hd,

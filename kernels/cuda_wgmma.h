@@ -42,28 +42,47 @@ static __device__ inline uint64_t wg_tile(uint32_t address, uint32_t lead) {
 }
 
 #define SK_WG4(i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
+#define SK_WG4W(i) "=f"(c[i][0]), "=f"(c[i][1]), "=f"(c[i][2]), "=f"(c[i][3])
+#define SK_WG16W(i) SK_WG4W(i), SK_WG4W(i + 1), SK_WG4W(i + 2), SK_WG4W(i + 3)
 #define SK_WG16(i) SK_WG4(i), SK_WG4(i + 1), SK_WG4(i + 2), SK_WG4(i + 3)
 
-// c = [c +] a b, 32 columns; a, b: see wg_tile; b is stored [column][k].
-static __device__ inline void wg_mma(float (&c)[4][4], uint64_t a, uint64_t b, bool add) {
+// 32 columns: c = a b (first), c += a b; a, b: see wg_tile; b is stored [column][k].
+static __device__ inline void wg_mma_first(float (&c)[4][4], uint64_t a, uint64_t b) {
+  asm volatile(
+      "{.reg .pred p; setp.ne.b32 p, %18, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+      "}, %16, %17, p, 1, 1, 0, 0;}"
+      : SK_WG16W(0)
+      : "l"(a), "l"(b), "r"(0));
+}
+static __device__ inline void wg_mma(float (&c)[4][4], uint64_t a, uint64_t b) {
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, %18, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
       "}, %16, %17, p, 1, 1, 0, 0;}"
       : SK_WG16(0)
-      : "l"(a), "l"(b), "r"((int)add));
+      : "l"(a), "l"(b), "r"(1));
 }
 // The same with a in registers.
-static __device__ inline void wg_mma(float (&c)[4][4], const uint32_t (&a)[4], uint64_t b,
-                                     bool add) {
+static __device__ inline void wg_mma_first(float (&c)[4][4], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(
+      "{.reg .pred p; setp.ne.b32 p, %21, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+      "}, {%16, %17, %18, %19}, %20, p, 1, 1, 0;}"
+      : SK_WG16W(0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(0));
+}
+static __device__ inline void wg_mma(float (&c)[4][4], const uint32_t (&a)[4], uint64_t b) {
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, %21, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
       "}, {%16, %17, %18, %19}, %20, p, 1, 1, 0;}"
       : SK_WG16(0)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)add));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
 }
 // c += a b, b stored [k][column].
 static __device__ inline void wg_mma_rows(float (&c)[4][4], const uint32_t (&a)[4], uint64_t b) {
@@ -76,8 +95,18 @@ static __device__ inline void wg_mma_rows(float (&c)[4][4], const uint32_t (&a)[
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
 }
 
-// c = [c +] a b, 64 columns; a, b: see wg_tile; b is stored [column][k].
-static __device__ inline void wg_mma(float (&c)[8][4], uint64_t a, uint64_t b, bool add) {
+// 64 columns: c = a b (first), c += a b; a, b: see wg_tile; b is stored [column][k].
+static __device__ inline void wg_mma_first(float (&c)[8][4], uint64_t a, uint64_t b) {
+  asm volatile(
+      "{.reg .pred p; setp.ne.b32 p, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "
+      "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+      "}, %32, %33, p, 1, 1, 0, 0;}"
+      : SK_WG16W(0), SK_WG16W(4)
+      : "l"(a), "l"(b), "r"(0));
+}
+static __device__ inline void wg_mma(float (&c)[8][4], uint64_t a, uint64_t b) {
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, %34, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
@@ -85,11 +114,20 @@ static __device__ inline void wg_mma(float (&c)[8][4], uint64_t a, uint64_t b, b
       "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
       "}, %32, %33, p, 1, 1, 0, 0;}"
       : SK_WG16(0), SK_WG16(4)
-      : "l"(a), "l"(b), "r"((int)add));
+      : "l"(a), "l"(b), "r"(1));
 }
 // The same with a in registers.
-static __device__ inline void wg_mma(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b,
-                                     bool add) {
+static __device__ inline void wg_mma_first(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(
+      "{.reg .pred p; setp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "
+      "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+      "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0;}"
+      : SK_WG16W(0), SK_WG16W(4)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(0));
+}
+static __device__ inline void wg_mma(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b) {
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, %37, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
@@ -97,7 +135,7 @@ static __device__ inline void wg_mma(float (&c)[8][4], const uint32_t (&a)[4], u
       "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
       "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0;}"
       : SK_WG16(0), SK_WG16(4)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)add));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
 }
 // c += a b, b stored [k][column].
 static __device__ inline void wg_mma_rows(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b) {
@@ -111,8 +149,20 @@ static __device__ inline void wg_mma_rows(float (&c)[8][4], const uint32_t (&a)[
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
 }
 
-// c = [c +] a b, 128 columns; a, b: see wg_tile; b is stored [column][k].
-static __device__ inline void wg_mma(float (&c)[16][4], uint64_t a, uint64_t b, bool add) {
+// 128 columns: c = a b (first), c += a b; a, b: see wg_tile; b is stored [column][k].
+static __device__ inline void wg_mma_first(float (&c)[16][4], uint64_t a, uint64_t b) {
+  asm volatile(
+      "{.reg .pred p; setp.ne.b32 p, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "
+      "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, "
+      "%34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, "
+      "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+      "}, %64, %65, p, 1, 1, 0, 0;}"
+      : SK_WG16W(0), SK_WG16W(4), SK_WG16W(8), SK_WG16W(12)
+      : "l"(a), "l"(b), "r"(0));
+}
+static __device__ inline void wg_mma(float (&c)[16][4], uint64_t a, uint64_t b) {
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, %66, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
@@ -122,11 +172,22 @@ static __device__ inline void wg_mma(float (&c)[16][4], uint64_t a, uint64_t b, 
       "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
       "}, %64, %65, p, 1, 1, 0, 0;}"
       : SK_WG16(0), SK_WG16(4), SK_WG16(8), SK_WG16(12)
-      : "l"(a), "l"(b), "r"((int)add));
+      : "l"(a), "l"(b), "r"(1));
 }
 // The same with a in registers.
-static __device__ inline void wg_mma(float (&c)[16][4], const uint32_t (&a)[4], uint64_t b,
-                                     bool add) {
+static __device__ inline void wg_mma_first(float (&c)[16][4], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(
+      "{.reg .pred p; setp.ne.b32 p, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "
+      "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, "
+      "%34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, "
+      "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+      "}, {%64, %65, %66, %67}, %68, p, 1, 1, 0;}"
+      : SK_WG16W(0), SK_WG16W(4), SK_WG16W(8), SK_WG16W(12)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(0));
+}
+static __device__ inline void wg_mma(float (&c)[16][4], const uint32_t (&a)[4], uint64_t b) {
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, %69, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
@@ -136,7 +197,7 @@ static __device__ inline void wg_mma(float (&c)[16][4], const uint32_t (&a)[4], 
       "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
       "}, {%64, %65, %66, %67}, %68, p, 1, 1, 0;}"
       : SK_WG16(0), SK_WG16(4), SK_WG16(8), SK_WG16(12)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)add));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
 }
 // c += a b, b stored [k][column].
 static __device__ inline void wg_mma_rows(float (&c)[16][4], const uint32_t (&a)[4], uint64_t b) {
@@ -154,4 +215,6 @@ static __device__ inline void wg_mma_rows(float (&c)[16][4], const uint32_t (&a)
 
 #undef SK_WG16
 #undef SK_WG4
+#undef SK_WG16W
+#undef SK_WG4W
 #endif
