@@ -35,8 +35,9 @@ struct forward_tiles {
 
 // ---- bf16 ----
 
-// Scores s become probabilities relative to the new maxima; the sums so far are rescaled, and o is to be, by
-// shrink. A row's columns lie in the four lanes of a quad; its sum stays apart in them until the end.
+// Scores s become probabilities relative to the new maxima; the sums so far are rescaled, and o is
+// to be, by shrink. A row's columns lie in the four lanes of a quad; its sum stays apart in them
+// until the end.
 template <int M, int N>
 static __device__ inline void online_softmax(float (&s)[M][N][4], float (&shrink)[M][2],
                                              float (&top)[M][2], float (&sum)[M][2], float scale2) {
@@ -142,8 +143,8 @@ static __global__ void __launch_bounds__(forward_tiles<HD>::THREADS, forward_sha
   float s[M][N][4], shrink[M][2];
   uint32_t p[M][N / 2][4];
   clear(p);
-  // With warpgroups a tile's sum is taken beside the next tile's scores: p is that of the tile at `before`, and
-  // 0 at first.
+  // With warpgroups a tile's sum is taken beside the next tile's scores: p is that of the tile at
+  // `before`, and 0 at first.
   int before = 0;
 #pragma unroll 1
   for (int now = 0; j0 < span.end; j0 += KEYS, now = next_stage(now)) {
@@ -182,7 +183,7 @@ static __global__ void __launch_bounds__(forward_tiles<HD>::THREADS, forward_sha
   }
   finish(c, t, o, top, sum, m0);
   store_rows<HD, T::ROWS, WIDE>(c.out, tiles.q, o, m0, 0, c.rows - t.r0, c.hd,
-                       [&](int r) { return query_at(c, t.bi, t.kv, t.r0 + r, c.ldo); });
+                                [&](int r) { return query_at(c, t.bi, t.kv, t.r0 + r, c.ldo); });
 }
 
 // ---- fp32 ----

@@ -187,8 +187,7 @@ static __device__ inline void probabilities_of_rows(float (&s)[M][N][4], const f
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
-      for (int e = 0; e < 4; e++)
-        s[m][n][e] = fast_exp2(fmaf(s[m][n][e], scale2, -lse[e % 2]));
+      for (int e = 0; e < 4; e++) s[m][n][e] = fast_exp2(fmaf(s[m][n][e], scale2, -lse[e % 2]));
   }
 }
 
@@ -233,8 +232,8 @@ static __global__ void __launch_bounds__(keys_tiles<HD>::THREADS, keys_shape<HD>
   clear(dv);
   clear(p);
   clear(ds);
-  // With warpgroups a tile's sums are taken beside the next tile's scores: p and ds are those of the tile at
-  // `before`, and 0 at first.
+  // With warpgroups a tile's sums are taken beside the next tile's scores: p and ds are those of
+  // the tile at `before`, and 0 at first.
   bool any = w.first <= w.last;
   int before = 0;
 #pragma unroll 1
@@ -289,9 +288,9 @@ static __global__ void __launch_bounds__(keys_tiles<HD>::THREADS, keys_shape<HD>
   __syncthreads(); // k and v may have been loaded for nothing
   multiply(dk, c.scale);
   store_rows<HD, T::KEYS, WIDE>(c.dk, tiles.k, dk, m0, chunk0, c.Tk - j0, c.hd,
-                       [&](int r) { return key_at(c, bi, kv, j0 + r, c.ldk); });
+                                [&](int r) { return key_at(c, bi, kv, j0 + r, c.ldk); });
   store_rows<HD, T::KEYS, WIDE>(c.dv, tiles.v, dv, m0, chunk0, c.Tk - j0, c.hd,
-                       [&](int r) { return key_at(c, bi, kv, j0 + r, c.ldv); });
+                                [&](int r) { return key_at(c, bi, kv, j0 + r, c.ldv); });
 }
 
 // ---- bf16: dq ----
@@ -434,7 +433,7 @@ static __global__ void __launch_bounds__(rows_tiles<HD>::THREADS, rows_shape<HD>
   }
   multiply(dq, c.scale);
   store_rows<HD, T::ROWS, WIDE>(c.dq, tiles.q, dq, m0, 0, n, c.hd,
-                       [&](int r) { return query_at(c, t.bi, t.kv, t.r0 + r, c.ldq); });
+                                [&](int r) { return query_at(c, t.bi, t.kv, t.r0 + r, c.ldq); });
 }
 
 // ---- fp32 ----

@@ -77,8 +77,8 @@ static __device__ inline float fast_exp2(float x) {
   return y;
 }
 
-// Tiles in shared memory that are walked over: one is worked on, one is on its way, and products begun on the one
-// before may still read it.
+// Tiles in shared memory that are walked over: one is worked on, one is on its way, and products
+// begun on the one before may still read it.
 enum { STAGES = 3 };
 static __device__ inline int next_stage(int now) {
   return now == STAGES - 1 ? 0 : now + 1;
@@ -350,7 +350,8 @@ static __device__ inline uint64_t group_rows(const bf16 *x) {
   return wg_tile(shared_address(x) + (threadIdx.x / 128) * 64 * 128, 0);
 }
 
-// c = x y^T: the warpgroup's 64 rows of tile x, all 8 N rows of tile y. RX, N * 8: rows of the tiles.
+// c = x y^T: the warpgroup's 64 rows of tile x, all 8 N rows of tile y. RX, N * 8: rows of the
+// tiles.
 template <int HD, int RX, int N>
 static __device__ inline void begin_xyt(float (&c)[1][N][4], const bf16 *x, const bf16 *y) {
   uint64_t a = group_rows<HD, RX>(x), b = wg_tile(shared_address(y), 0);
@@ -449,7 +450,8 @@ static __device__ inline void store_rows(void *x, bf16 *tile, const float (&c)[M
     for (int i = 0; i < N; i++)
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        int at_tile = tile_at<HD, ROWS>(m0 + 16 * m + 8 * half + lane / 4, chunk0 + i) + lane % 4 * 2;
+        int at_tile =
+            tile_at<HD, ROWS>(m0 + 16 * m + 8 * half + lane / 4, chunk0 + i) + lane % 4 * 2;
         *(uint32_t *)(tile + at_tile) = pack2(c[m][i][2 * half], c[m][i][2 * half + 1]);
       }
   __syncwarp();

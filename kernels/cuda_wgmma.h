@@ -1,7 +1,8 @@
-/* cuda_wgmma.h: the matrix products of Hopper's warpgroups (PTX ISA, wgmma), for kernels/cuda_flash.h.
- * 128 threads multiply 64 x 16 by 16 x N with bf16 operands and fp32 sums; of the 64 rows warp w has
- * 16 w .. 16 w + 15, and there the registers of the left operand and of the result are those of
- * mma.m16n8k16. The right operand lies in shared memory, the left one in either.
+/* cuda_wgmma.h: the matrix products of Hopper's warpgroups (PTX ISA, wgmma), for
+ * kernels/cuda_flash.h. 128 threads multiply 64 x 16 by 16 x N with bf16 operands and fp32 sums; of
+ * the 64 rows warp w has 16 w .. 16 w + 15, and there the registers of the left operand and of the
+ * result are those of mma.m16n8k16. The right operand lies in shared memory, the left one in
+ * either.
  *
  * Tiles in shared memory: panels of 64 columns; a row of a panel has 128 bytes, its 16-byte chunk c
  * lies at c ^ (row & 7) (the 128-byte swizzle), a panel begins at a multiple of 1024 bytes. What
@@ -34,17 +35,17 @@ static __device__ inline void wg_done(float (&c)[N][4]) {
     asm volatile("" : "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])::"memory");
 }
 
-// Describes a tile at a shared address; lead: bytes from one panel to the next, where columns are the
-// result's columns.
+// Describes a tile at a shared address; lead: bytes from one panel to the next, where columns are
+// the result's columns.
 static __device__ inline uint64_t wg_tile(uint32_t address, uint32_t lead) {
   return (uint64_t)((address & 0x3ffff) >> 4) | (uint64_t)(lead >> 4) << 16 |
          (uint64_t)(1024 >> 4) << 32 | UINT64_C(1) << 62;
 }
 
-#define SK_WG4(i) "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
-#define SK_WG4W(i) "=f"(c[i][0]), "=f"(c[i][1]), "=f"(c[i][2]), "=f"(c[i][3])
+#define SK_WG4(i)   "+f"(c[i][0]), "+f"(c[i][1]), "+f"(c[i][2]), "+f"(c[i][3])
+#define SK_WG4W(i)  "=f"(c[i][0]), "=f"(c[i][1]), "=f"(c[i][2]), "=f"(c[i][3])
 #define SK_WG16W(i) SK_WG4W(i), SK_WG4W(i + 1), SK_WG4W(i + 2), SK_WG4W(i + 3)
-#define SK_WG16(i) SK_WG4(i), SK_WG4(i + 1), SK_WG4(i + 2), SK_WG4(i + 3)
+#define SK_WG16(i)  SK_WG4(i), SK_WG4(i + 1), SK_WG4(i + 2), SK_WG4(i + 3)
 
 // 32 columns: c = a b (first), c += a b; a, b: see wg_tile; b is stored [column][k].
 static __device__ inline void wg_mma_first(float (&c)[4][4], uint64_t a, uint64_t b) {
