@@ -29,18 +29,19 @@ template <int HD>
 struct forward_tiles {
   typedef forward_shape<HD> S;
   enum { THREADS = 32 * S::WARPS, ROWS = 16 * S::MT * S::WARPS, KEYS = S::KEYS };
-  bf16 q[ROWS * HD], k[STAGES][KEYS * HD], v[STAGES][KEYS * HD];
+  bf16 q[ROWS * HD], k[2][KEYS * HD], v[2][KEYS * HD];
   int2 seen[ROWS];
 };
 
 // ---- bf16 ----
 
-// Scores s become probabilities relative to the new maxima; the sums so far are rescaled, and o is
-// to be, by shrink. A row's columns lie in the four lanes of a quad; its sum stays apart in them
-// until the end.
-template <int M, int N>
-static __device__ inline void online_softmax(float (&s)[M][N][4], float (&shrink)[M][2],
+// Scores s become probabilities relative to the new maxima; o and the sums so far are rescaled.
+// A row's columns lie in the four lanes of a quad; its sum stays apart in them until the end.
+template <int M, int N, int C>
+static __device__ inline void online_softmax(float (&s)[M][N][4], float (&o)[M][C][4],
                                              float (&top)[M][2], float (&sum)[M][2], float scale2) {
+  float shrink[M][2];
+  bool same = true;
 #pragma unroll
   for (int m = 0; m < M; m++)
 #pragma unroll
@@ -52,6 +53,7 @@ static __device__ inline void online_softmax(float (&s)[M][N][4], float (&shrink
       high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 1));
       high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 2));
       shrink[m][half] = fast_exp2((top[m][half] - high) * scale2);
+      same = same && top[m][half] == high;
       float base = high * scale2, part = 0;
       top[m][half] = high;
 #pragma unroll
@@ -63,14 +65,7 @@ static __device__ inline void online_softmax(float (&s)[M][N][4], float (&shrink
         }
       sum[m][half] = sum[m][half] * shrink[m][half] + part;
     }
-}
-
-template <int M, int C>
-static __device__ inline void rescale(float (&o)[M][C][4], const float (&shrink)[M][2]) {
-  bool same = true;
-#pragma unroll
-  for (int m = 0; m < M; m++) same = same && shrink[m][0] == 1 && shrink[m][1] == 1;
-  if (__all_sync(0xffffffffu, same)) return; // often, once some tiles are behind
+  if (__all_sync(0xffffffffu, same)) return; // often, once some tiles are behind: all factors are 1
 #pragma unroll
   for (int m = 0; m < M; m++)
 #pragma unroll
@@ -140,50 +135,36 @@ static __global__ void __launch_bounds__(forward_tiles<HD>::THREADS, forward_sha
   clear(o);
   for (int m = 0; m < M; m++)
     for (int half = 0; half < 2; half++) top[m][half] = NOTHING_YET, sum[m][half] = 0;
-  float s[M][N][4], shrink[M][2];
-  uint32_t p[M][N / 2][4];
-  clear(p);
-  // With warpgroups a tile's sum is taken beside the next tile's scores: p is that of the tile at
-  // `before`, and 0 at first.
-  int before = 0;
-#pragma unroll 1
-  for (int now = 0; j0 < span.end; j0 += KEYS, now = next_stage(now)) {
+  for (int now = 0; j0 < span.end; j0 += KEYS, now ^= 1) {
     cp_async_wait();
     if (BY_GROUPS<HD>) wg_publish();
-    __syncthreads(); // the tiles are here, and nobody reads those two further any more
-    int next = next_stage(now);
+    __syncthreads(); // the tiles are here, and nobody reads the other ones any more
     if (j0 + KEYS < span.end)
-      load_keys<HD, WIDE>(c, t, tiles.k[next], tiles.v[next], j0 + KEYS, span.end);
+      load_keys<HD, WIDE>(c, t, tiles.k[now ^ 1], tiles.v[now ^ 1], j0 + KEYS, span.end);
     bool some = j0 < span.lo || j0 + KEYS - 1 > span.hi;
+    float s[M][N][4];
+    uint32_t p[M][N / 2][4];
     if constexpr (BY_GROUPS<HD>) {
       begin_xyt<HD, T::ROWS>(s, tiles.q, tiles.k[now]);
-      begin_py<HD>(o, p, tiles.v[before]);
-      wg_wait<1>();
+      wg_wait<0>();
       wg_done(s[0]);
       if (some) mask_keys(s, tiles.seen, m0, j0);
-      online_softmax(s, shrink, top, sum, c.scale2);
+      online_softmax(s, o, top, sum, c.scale2);
+      as_operand(p, s);
+      begin_py<HD>(o, p, tiles.v[now]);
       wg_wait<0>();
       wg_done(o[0]);
-      rescale(o, shrink);
-      as_operand(p, s);
-      before = now;
     } else {
       product_xyt<HD>(s, tiles.q, m0, tiles.k[now], 0);
       if (some) mask_keys(s, tiles.seen, m0, j0);
-      online_softmax(s, shrink, top, sum, c.scale2);
-      rescale(o, shrink);
+      online_softmax(s, o, top, sum, c.scale2);
       as_operand(p, s);
       product_py<HD>(o, p, tiles.v[now], 0, 0);
     }
   }
-  if constexpr (BY_GROUPS<HD>) {
-    begin_py<HD>(o, p, tiles.v[before]);
-    wg_wait<0>();
-    wg_done(o[0]);
-  }
   finish(c, t, o, top, sum, m0);
   store_rows<HD, T::ROWS, WIDE>(c.out, tiles.q, o, m0, 0, c.rows - t.r0, c.hd,
-                                [&](int r) { return query_at(c, t.bi, t.kv, t.r0 + r, c.ldo); });
+                       [&](int r) { return query_at(c, t.bi, t.kv, t.r0 + r, c.ldo); });
 }
 
 // ---- fp32 ----

@@ -133,9 +133,9 @@ template <int HD>
 struct keys_tiles {
   typedef keys_shape<HD> S;
   enum { THREADS = 32 * S::WARPS, KEYS = 16 * S::MT * S::WARPS, ROWS = S::ROWS };
-  bf16 k[KEYS * HD], v[KEYS * HD], q[STAGES][ROWS * HD], dout[STAGES][ROWS * HD];
-  float2 stat[STAGES][ROWS];
-  int2 seen[STAGES][ROWS];
+  bf16 k[KEYS * HD], v[KEYS * HD], q[2][ROWS * HD], dout[2][ROWS * HD];
+  float2 stat[2][ROWS];
+  int2 seen[2][ROWS];
   int found[S::WARPS];
 };
 
@@ -187,7 +187,8 @@ static __device__ inline void probabilities_of_rows(float (&s)[M][N][4], const f
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
-      for (int e = 0; e < 4; e++) s[m][n][e] = fast_exp2(fmaf(s[m][n][e], scale2, -lse[e % 2]));
+      for (int e = 0; e < 4; e++)
+        s[m][n][e] = fast_exp2(fmaf(s[m][n][e], scale2, -lse[e % 2]));
   }
 }
 
@@ -226,43 +227,37 @@ static __global__ void __launch_bounds__(keys_tiles<HD>::THREADS, keys_shape<HD>
   row_walk w = walk_of<S::WARPS>(c, tiles.found, bi, j0, T::KEYS);
   if (w.first <= w.last) load_row_tile<WIDE>(c, tiles, 0, bi, kv, w.first);
 
-  float dk[M][C][4], dv[M][C][4], s[M][N][4], dp[M][N][4];
-  uint32_t p[M][N / 2][4], ds[M][N / 2][4];
+  float dk[M][C][4], dv[M][C][4];
   clear(dk);
   clear(dv);
-  clear(p);
-  clear(ds);
-  // With warpgroups a tile's sums are taken beside the next tile's scores: p and ds are those of
-  // the tile at `before`, and 0 at first.
-  bool any = w.first <= w.last;
-  int before = 0;
 #pragma unroll 1
-  for (int now = 0; w.first <= w.last; now = next_stage(now)) {
+  for (int now = 0; w.first <= w.last; now ^= 1) {
     int tile = w.first;
     w.first = next_tile(w, tile + 1);
     cp_async_wait();
     if (BY_GROUPS<HD>) wg_publish();
-    __syncthreads(); // the tiles are here, and nobody reads those two further any more
+    __syncthreads(); // the tiles are here, and nobody reads the other ones any more
     bool some = !all_seen(c, w, tile, T::KEYS);
-    if (w.first <= w.last) load_row_tile<WIDE>(c, tiles, next_stage(now), bi, kv, w.first);
+    if (w.first <= w.last) load_row_tile<WIDE>(c, tiles, now ^ 1, bi, kv, w.first);
+    float s[M][N][4], dp[M][N][4];
+    uint32_t p[M][N / 2][4], ds[M][N / 2][4];
     if constexpr (BY_GROUPS<HD>) {
       begin_xyt<HD, T::KEYS>(s, tiles.k, tiles.q[now]);
       begin_xyt<HD, T::KEYS>(dp, tiles.v, tiles.dout[now]);
-      begin_py<HD>(dv, p, tiles.dout[before]);
-      begin_py<HD>(dk, ds, tiles.q[before]);
-      wg_wait<3>();
+      wg_wait<1>();
       wg_done(s[0]);
       if (some) mask_rows(s, tiles.seen[now], j0 + m0);
       probabilities_of_rows(s, tiles.stat[now], c.scale2);
-      wg_wait<2>();
+      as_operand(p, s);
+      wg_wait<0>();
       wg_done(dp[0]);
+      begin_py<HD>(dv, p, tiles.dout[now]);
       grads_of_rows(s, dp, tiles.stat[now]);
+      as_operand(ds, dp);
+      begin_py<HD>(dk, ds, tiles.q[now]);
       wg_wait<0>();
       wg_done(dv[0]);
       wg_done(dk[0]);
-      as_operand(p, s);
-      as_operand(ds, dp);
-      before = now;
     } else {
       product_xyt<HD>(s, tiles.k, m0, tiles.q[now], 0);
       if (some) mask_rows(s, tiles.seen[now], j0 + m0);
@@ -275,22 +270,13 @@ static __global__ void __launch_bounds__(keys_tiles<HD>::THREADS, keys_shape<HD>
       product_py<HD>(dk, ds, tiles.q[now], 0, chunk0);
     }
   }
-  if constexpr (BY_GROUPS<HD>) {
-    if (any) {
-      begin_py<HD>(dv, p, tiles.dout[before]);
-      begin_py<HD>(dk, ds, tiles.q[before]);
-      wg_wait<0>();
-      wg_done(dv[0]);
-      wg_done(dk[0]);
-    }
-  }
   cp_async_wait();
   __syncthreads(); // k and v may have been loaded for nothing
   multiply(dk, c.scale);
   store_rows<HD, T::KEYS, WIDE>(c.dk, tiles.k, dk, m0, chunk0, c.Tk - j0, c.hd,
-                                [&](int r) { return key_at(c, bi, kv, j0 + r, c.ldk); });
+                       [&](int r) { return key_at(c, bi, kv, j0 + r, c.ldk); });
   store_rows<HD, T::KEYS, WIDE>(c.dv, tiles.v, dv, m0, chunk0, c.Tk - j0, c.hd,
-                                [&](int r) { return key_at(c, bi, kv, j0 + r, c.ldv); });
+                       [&](int r) { return key_at(c, bi, kv, j0 + r, c.ldv); });
 }
 
 // ---- bf16: dq ----
@@ -314,7 +300,7 @@ template <int HD>
 struct rows_tiles {
   typedef rows_shape<HD> S;
   enum { THREADS = 32 * S::WARPS, ROWS = 16 * S::MT * S::WARPS, KEYS = S::KEYS };
-  bf16 q[ROWS * HD], dout[ROWS * HD], k[STAGES][KEYS * HD], v[STAGES][KEYS * HD];
+  bf16 q[ROWS * HD], dout[ROWS * HD], k[2][KEYS * HD], v[2][KEYS * HD];
   float2 stat[ROWS];
   int2 seen[ROWS];
 };
@@ -388,34 +374,31 @@ static __global__ void __launch_bounds__(rows_tiles<HD>::THREADS, rows_shape<HD>
   int j0 = span.first / KEYS * KEYS;
   load_key_tile<WIDE>(c, tiles, 0, t, j0, span.end);
 
-  float dq[M][HD / 8][4], s[M][N][4], dp[M][N][4];
-  uint32_t ds[M][N / 2][4];
+  float dq[M][HD / 8][4];
   clear(dq);
-  clear(ds);
-  int before = 0; // as in grad_keys_bf16; every row sees a key
 #pragma unroll 1
-  for (int now = 0; j0 < span.end; j0 += KEYS, now = next_stage(now)) {
+  for (int now = 0; j0 < span.end; j0 += KEYS, now ^= 1) {
     cp_async_wait();
     if (BY_GROUPS<HD>) wg_publish();
-    __syncthreads(); // the tiles are here, and nobody reads those two further any more
-    if (j0 + KEYS < span.end)
-      load_key_tile<WIDE>(c, tiles, next_stage(now), t, j0 + KEYS, span.end);
+    __syncthreads(); // the tiles are here, and nobody reads the other ones any more
+    if (j0 + KEYS < span.end) load_key_tile<WIDE>(c, tiles, now ^ 1, t, j0 + KEYS, span.end);
     bool some = j0 < span.lo || j0 + KEYS - 1 > span.hi;
+    float s[M][N][4], dp[M][N][4];
+    uint32_t ds[M][N / 2][4];
     if constexpr (BY_GROUPS<HD>) {
       begin_xyt<HD, T::ROWS>(s, tiles.q, tiles.k[now]);
       begin_xyt<HD, T::ROWS>(dp, tiles.dout, tiles.v[now]);
-      begin_py<HD>(dq, ds, tiles.k[before]);
-      wg_wait<2>();
+      wg_wait<1>();
       wg_done(s[0]);
       if (some) mask_keys(s, tiles.seen, m0, j0);
       probabilities_of_keys(s, tiles.stat + m0, c.scale2);
-      wg_wait<1>();
+      wg_wait<0>();
       wg_done(dp[0]);
       grads_of_keys(s, dp, tiles.stat + m0);
+      as_operand(ds, dp);
+      begin_py<HD>(dq, ds, tiles.k[now]);
       wg_wait<0>();
       wg_done(dq[0]);
-      as_operand(ds, dp);
-      before = now;
     } else {
       product_xyt<HD>(s, tiles.q, m0, tiles.k[now], 0);
       if (some) mask_keys(s, tiles.seen, m0, j0);
@@ -426,14 +409,9 @@ static __global__ void __launch_bounds__(rows_tiles<HD>::THREADS, rows_shape<HD>
       product_py<HD>(dq, ds, tiles.k[now], 0, 0);
     }
   }
-  if constexpr (BY_GROUPS<HD>) {
-    begin_py<HD>(dq, ds, tiles.k[before]);
-    wg_wait<0>();
-    wg_done(dq[0]);
-  }
   multiply(dq, c.scale);
   store_rows<HD, T::ROWS, WIDE>(c.dq, tiles.q, dq, m0, 0, n, c.hd,
-                                [&](int r) { return query_at(c, t.bi, t.kv, t.r0 + r, c.ldq); });
+                       [&](int r) { return query_at(c, t.bi, t.kv, t.r0 + r, c.ldq); });
 }
 
 // ---- fp32 ----

@@ -77,13 +77,6 @@ static __device__ inline float fast_exp2(float x) {
   return y;
 }
 
-// Tiles in shared memory that are walked over: one is worked on, one is on its way, and products
-// begun on the one before may still read it.
-enum { STAGES = 3 };
-static __device__ inline int next_stage(int now) {
-  return now == STAGES - 1 ? 0 : now + 1;
-}
-
 // ---- calls: dimensions, pointers, rows and keys ----
 
 struct flash_call {
@@ -277,16 +270,6 @@ static __device__ inline void clear(float (&c)[M][N][4]) {
       for (int e = 0; e < 4; e++) c[m][n][e] = 0;
 }
 
-template <int M, int K>
-static __device__ inline void clear(uint32_t (&p)[M][K][4]) {
-#pragma unroll
-  for (int m = 0; m < M; m++)
-#pragma unroll
-    for (int k = 0; k < K; k++)
-#pragma unroll
-      for (int e = 0; e < 4; e++) p[m][k][e] = 0;
-}
-
 template <int M, int N>
 static __device__ inline void multiply(float (&c)[M][N][4], float f) {
 #pragma unroll
@@ -350,21 +333,15 @@ static __device__ inline uint64_t group_rows(const bf16 *x) {
   return wg_tile(shared_address(x) + (threadIdx.x / 128) * 64 * 128, 0);
 }
 
-// c = x y^T: the warpgroup's 64 rows of tile x, all 8 N rows of tile y. RX, N * 8: rows of the
-// tiles.
+// c = x y^T: the warpgroup's 64 rows of tile x, all 8 N rows of tile y. RX, N * 8: rows of the tiles.
 template <int HD, int RX, int N>
 static __device__ inline void begin_xyt(float (&c)[1][N][4], const bf16 *x, const bf16 *y) {
   uint64_t a = group_rows<HD, RX>(x), b = wg_tile(shared_address(y), 0);
   wg_begin();
 #pragma unroll
-  for (int k = 0; k < HD / 16; k++) {
-    uint64_t ak = a + (k / 4 * RX * 128 + k % 4 * 32) / 16,
-             bk = b + (k / 4 * N * 8 * 128 + k % 4 * 32) / 16;
-    if (k == 0)
-      wg_mma_first(c[0], ak, bk);
-    else
-      wg_mma(c[0], ak, bk);
-  }
+  for (int k = 0; k < HD / 16; k++)
+    wg_mma(c[0], a + (k / 4 * RX * 128 + k % 4 * 32) / 16, b + (k / 4 * N * 8 * 128 + k % 4 * 32) / 16,
+           k > 0);
   wg_commit();
 }
 
@@ -375,13 +352,8 @@ static __device__ inline void begin_xyt(float (&c)[1][N][4], const uint32_t (&x)
   uint64_t b = wg_tile(shared_address(y), 0);
   wg_begin();
 #pragma unroll
-  for (int k = 0; k < HD / 16; k++) {
-    uint64_t bk = b + (k / 4 * N * 8 * 128 + k % 4 * 32) / 16;
-    if (k == 0)
-      wg_mma_first(c[0], x[k], bk);
-    else
-      wg_mma(c[0], x[k], bk);
-  }
+  for (int k = 0; k < HD / 16; k++)
+    wg_mma(c[0], x[k], b + (k / 4 * N * 8 * 128 + k % 4 * 32) / 16, k > 0);
   wg_commit();
 }
 
@@ -450,8 +422,7 @@ static __device__ inline void store_rows(void *x, bf16 *tile, const float (&c)[M
     for (int i = 0; i < N; i++)
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        int at_tile =
-            tile_at<HD, ROWS>(m0 + 16 * m + 8 * half + lane / 4, chunk0 + i) + lane % 4 * 2;
+        int at_tile = tile_at<HD, ROWS>(m0 + 16 * m + 8 * half + lane / 4, chunk0 + i) + lane % 4 * 2;
         *(uint32_t *)(tile + at_tile) = pack2(c[m][i][2 * half], c[m][i][2 * half + 1]);
       }
   __syncwarp();

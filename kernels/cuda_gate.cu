@@ -72,9 +72,7 @@ __global__ void grad_stats(shape k, float *out, const T *dout, const T *y, const
 
 // Blocks of rows; a row is a token's group: token * G + group.
 template <int M, int V, class T>
-__global__ void __launch_bounds__(ROW_THREADS, M == 1   ? 6
-                                               : M == 2 ? 4
-                                                        : 2)
+__global__ void __launch_bounds__(ROW_THREADS, M == 1 ? 6 : M == 2 ? 4 : 2)
     gated_norm(shape k, T *o, float *rstd, const T *y, const T *z, const T *w, const float *whole) {
   int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y, t = row / k.G;
   int64_t c0 = row % k.G * k.cols, at = t * k.ds + c0;
@@ -105,29 +103,20 @@ __global__ void __launch_bounds__(ROW_THREADS, M == 1   ? 6
 
 // Blocks (part of the tokens, group); part: see put_sums.
 template <int M, int V, class T>
-__global__ void __launch_bounds__(ROW_THREADS, M == 1   ? 4
-                                               : M == 2 ? 2
-                                                        : 1)
+__global__ void __launch_bounds__(ROW_THREADS, M == 1 ? 5 : M == 2 ? 3 : 2)
     gated_norm_grad(shape k, T *dy, T *dz, float *part, const T *dout, const T *y, const T *z,
                     const T *w, const float *rstd, const float *whole, int64_t size) {
   int64_t c0 = blockIdx.y * k.cols, first = blockIdx.x * size, end = least(first + size, k.n);
-  reg_row<T, V, M> e, a, g, b, next_e, next_a, next_g;
-  float dw[M][V] = {}, next_r = 0;
-  auto fetch = [&](int64_t t) { // a row ahead
-    bool here = t < end;
-    next_e.get(dout + t * k.ds + c0, k.cols, here);
-    next_a.get(y + t * k.ds + c0, k.cols, here);
-    next_g.get(z + t * k.ldz + c0, k.cols, here);
-    next_r = here ? rstd[t * k.G + blockIdx.y] : 0;
-  };
-  b.get(w + c0, k.cols);
-  fetch(first + threadIdx.y);
+  reg_row<T, V, M> e, a, g, b;
+  float dw[M][V] = {};
   for (int64_t t0 = first; t0 < end; t0 += blockDim.y) {
     int64_t t = t0 + threadIdx.y, at = t * k.ds + c0, zt = t * k.ldz + c0;
     bool here = t < end;
-    float dot = 0, r = next_r;
-    e = next_e, a = next_a, g = next_g;
-    fetch(t + blockDim.y);
+    float dot = 0, r = here ? rstd[t * k.G + blockIdx.y] : 0;
+    e.get(dout + at, k.cols, here);
+    a.get(y + at, k.cols, here);
+    g.get(z + zt, k.cols, here);
+    b.get(w + c0, k.cols, here);
     if (here)
       each_column<V, M>(k.cols, [&](int i, int j) {
         float x = to_float(a.at[i].e[j]) * silu(k.m * to_float(g.at[i].e[j]));

@@ -5,9 +5,7 @@ namespace {
 
 // sum = x + res where res is given; what is normalised is sum as it is stored.
 template <int M, int V, class T>
-__global__ void __launch_bounds__(ROW_THREADS, M == 1   ? 6
-                                               : M == 2 ? 4
-                                                        : 2)
+__global__ void __launch_bounds__(ROW_THREADS, M == 1 ? 6 : M == 2 ? 4 : 2)
     norm(T *y, float *rstd, T *sum, const T *x, const T *res, const T *w, int64_t n, int64_t d,
          double eps) {
   int64_t t = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
@@ -37,29 +35,20 @@ __global__ void __launch_bounds__(ROW_THREADS, M == 1   ? 6
 
 // Tokens blockIdx.x * size on; part: see put_sums.
 template <int M, int V, class T>
-__global__ void __launch_bounds__(ROW_THREADS, M == 1   ? 4
-                                               : M == 2 ? 2
-                                                        : 1)
+__global__ void __launch_bounds__(ROW_THREADS, M == 1 ? 5 : M == 2 ? 3 : 2)
     norm_grad(T *dx, float *part, const T *dy, const T *x, const float *rstd, const T *w, int64_t n,
               int64_t d, int64_t size) {
-  reg_row<T, V, M> weight, e, a, g, next_e, next_a, next_g;
-  float dw[M][V] = {}, next_r = 0;
+  reg_row<T, V, M> weight, e, a, g;
+  float dw[M][V] = {};
   int64_t first = blockIdx.x * size, end = least(first + size, n);
-  auto fetch = [&](int64_t t) { // a row ahead
-    bool here = t < end;
-    next_e.get(dy + t * d, d, here);
-    next_a.get(x + t * d, d, here);
-    next_g.get(dx + t * d, d, here);
-    next_r = here ? rstd[t] : 0;
-  };
   weight.get(w, d);
-  fetch(first + threadIdx.y);
   for (int64_t t0 = first; t0 < end; t0 += blockDim.y) {
     int64_t t = t0 + threadIdx.y;
     bool here = t < end;
-    float mean = 0, r = next_r;
-    e = next_e, a = next_a, g = next_g;
-    fetch(t + blockDim.y);
+    float mean = 0, r = here ? rstd[t] : 0;
+    e.get(dy + t * d, d, here);
+    a.get(x + t * d, d, here);
+    g.get(dx + t * d, d, here);
     if (here)
       each_column<V, M>(d, [&](int i, int j) {
         float ea = to_float(e.at[i].e[j]) * to_float(a.at[i].e[j]);
@@ -71,7 +60,8 @@ __global__ void __launch_bounds__(ROW_THREADS, M == 1   ? 4
     e.pack(), a.pack(), weight.pack();
     each_column<V, M>(d, [&](int i, int j) {
       float own = to_float(weight.at[i].e[j]) * to_float(e.at[i].e[j]);
-      from_float(g.at[i].e[j], to_float(g.at[i].e[j]) + r * (own - to_float(a.at[i].e[j]) * back));
+      from_float(g.at[i].e[j],
+                 to_float(g.at[i].e[j]) + r * (own - to_float(a.at[i].e[j]) * back));
     });
     g.put(dx + t * d, d);
   }

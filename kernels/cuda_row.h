@@ -1,6 +1,6 @@
-/* cuda_row.h: rows that are read once: a token's row (or its group of columns) lies in the
- * registers of blockDim.x threads, blockDim.y rows in a block. A thread has up to M accesses of V
- * elements, blockDim.x accesses apart. For .cu files of kernels/ only. */
+/* cuda_row.h: rows that are read once: a token's row (or its group of columns) lies in the registers
+ * of blockDim.x threads, blockDim.y rows in a block. A thread has up to M accesses of V elements,
+ * blockDim.x accesses apart. For .cu files of kernels/ only. */
 #ifndef SK_CUDA_ROW_H
 #define SK_CUDA_ROW_H
 #include "kernels/cuda_kernel.h"
@@ -17,7 +17,9 @@ struct reg_row {
     T e[V];
   } at[M];
   // Access i is of columns column(i) .. + V - 1; there are `cols` columns.
-  static __device__ int64_t column(int i) { return ((int64_t)i * blockDim.x + threadIdx.x) * V; }
+  static __device__ int64_t column(int i) {
+    return ((int64_t)i * blockDim.x + threadIdx.x) * V;
+  }
   __device__ void get(const T *p, int64_t cols, bool here = true) {
 #pragma unroll
     for (int i = 0; i < M; i++)
@@ -107,8 +109,8 @@ inline row_shape shape_of_rows(int64_t cols) {
   return {dim3((unsigned)x, (unsigned)(ROW_THREADS / x)), m};
 }
 
-// Blocks for n rows whose sums over tokens, of `cols` columns, are wanted, and the rows of each;
-// from sizes alone.
+// Blocks for n rows whose sums over tokens, of `cols` columns, are wanted, and the rows of each; from
+// sizes alone.
 inline cut cut_rows(int64_t n, int64_t cols, const row_shape &r) {
   int64_t most = least(ROW_PARTS, SK_CUDA_SCRATCH / (int64_t)sizeof(float) / cols);
   int64_t size = up(up(n, most), r.block.y) * r.block.y;
