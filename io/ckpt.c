@@ -16,12 +16,6 @@
 
 enum { PATH_CAP = 4096, LEFT_OVER_SECONDS = 3600 };
 
-void sk_ckpt_meta_free(sk_ckpt_meta *m) {
-  sk_free(m->deck);
-  sk_free(m->hf_json);
-  m->deck = m->hf_json = NULL;
-}
-
 static int rank_of(MPI_Comm comm) {
   int rank;
   MPI_Comm_rank(comm, &rank);
@@ -34,187 +28,6 @@ static int size_of(MPI_Comm comm) {
   return size;
 }
 
-/* ---- saving ---- */
-
-/* Rank 0: a fresh tmp folder; its path goes to every rank. */
-static int make_tmp(MPI_Comm comm, const char *run_dir, int64_t step, char tmp[PATH_CAP], sk_err *e) {
-  memset(tmp, 0, PATH_CAP);
-  if (rank_of(comm) == 0) {
-    char *dir = sk_strf("%s/checkpoints", run_dir);
-    int n = snprintf(tmp, PATH_CAP, "%s/step-%08lld.tmp.%s-%ld", dir, (long long)step, sk_host(),
-                     (long)getpid());
-    if (n >= PATH_CAP - 64)
-      sk_fail(e, SK_FAILED, "%s: the path is too long; choose a shorter run.dir", run_dir);
-    else if (sk_fs_mkdirs(dir, e) == SK_OK) {
-      sk_fs_remove(tmp); // of an earlier attempt that failed
-      if (mkdir(tmp, 0777) != 0) sk_fs_fail(e, tmp, "created", errno);
-    }
-    sk_free(dir);
-  }
-  if (sk_agree(comm, e) == SK_OK) SK_MPI(MPI_Bcast(tmp, PATH_CAP, MPI_CHAR, 0, comm));
-  return e->code;
-}
-
-/* Every rank hashes what it wrote; rank 0 gets the list. */
-static void gather_slabs(MPI_Comm comm, int n_file, const sk_ckpt_file *file, sk_manifest *m) {
-  int n = 0, most = 0, size = size_of(comm);
-  for (int k = 0; k < n_file; k++) most += file[k].n_slab;
-  sk_manifest_slab *mine = sk_calloc((size_t)most, sizeof *mine);
-  for (int k = 0; k < n_file; k++)
-    for (int i = 0; i < file[k].n_slab; i++) {
-      const sk_slab *s = &file[k].slab[i];
-      int rank = file[k].dset[s->dset].rank;
-      int64_t count = sk_slab_count(s, rank);
-      if (count == 0) continue;
-      sk_manifest_slab *x = &mine[n++];
-      x->file = k;
-      x->dset = s->dset;
-      memcpy(x->start, s->start, (size_t)rank * sizeof *x->start);
-      memcpy(x->count, s->count, (size_t)rank * sizeof *x->count);
-      sk_hash_hex(s->data, (size_t)count * sizeof(float), x->hash);
-    }
-  int *counts = sk_calloc((size_t)size, sizeof *counts), *at = sk_calloc((size_t)size, sizeof *at);
-  MPI_Datatype one;
-  SK_MPI(MPI_Type_contiguous((int)sizeof *mine, MPI_BYTE, &one));
-  SK_MPI(MPI_Type_commit(&one));
-  SK_MPI(MPI_Gather(&n, 1, MPI_INT, counts, 1, MPI_INT, 0, comm));
-  m->n_slab = counts[0]; // other ranks' stay 0
-  for (int r = 1; r < size; r++) {
-    at[r] = at[r - 1] + counts[r - 1];
-    m->n_slab += counts[r];
-  }
-  m->slab = sk_calloc((size_t)m->n_slab, sizeof *m->slab);
-  SK_MPI(MPI_Gatherv(mine, n, one, m->slab, counts, at, one, 0, comm));
-  SK_MPI(MPI_Type_free(&one));
-  sk_free(counts);
-  sk_free(at);
-  sk_free(mine);
-}
-
-/* The slabs cover every dataset: a hole would be noticed only long after. */
-static void check_cover(const sk_manifest *m) {
-  for (int k = 0; k < m->n_file; k++) {
-    const sk_manifest_file *f = &m->file[k];
-    int64_t *left = sk_malloc((size_t)f->n_dset * sizeof *left);
-    for (int d = 0; d < f->n_dset; d++) {
-      sk_slab whole = {0};
-      memcpy(whole.count, f->dset[d].dim, sizeof whole.count);
-      left[d] = sk_slab_count(&whole, f->dset[d].rank);
-    }
-    for (int64_t i = 0; i < m->n_slab; i++) {
-      if (m->slab[i].file != k) continue;
-      sk_slab part = {0};
-      memcpy(part.count, m->slab[i].count, sizeof part.count);
-      left[m->slab[i].dset] -= sk_slab_count(&part, f->dset[m->slab[i].dset].rank);
-    }
-    for (int d = 0; d < f->n_dset; d++)
-      SK_CHECK(left[d] == 0, "%s: the ranks' parts of %s leave %lld elements", f->name,
-               f->dset[d].name, (long long)left[d]);
-    sk_free(left);
-  }
-}
-
-/* Size and hash of the files as they lie on the disk, each taken by one rank. */
-static void hash_files(MPI_Comm comm, const char *tmp, sk_manifest *m, sk_err *e) {
-  int rank = rank_of(comm), size = size_of(comm);
-  for (int k = rank; k < m->n_file && !e->code; k += size) {
-    char *path = sk_strf("%s/%s", tmp, m->file[k].name);
-    m->file[k].size = sk_fs_size(path);
-    sk_fs_hash(path, m->file[k].hash, e);
-    sk_free(path);
-  }
-  if (sk_agree(comm, e) != SK_OK) return;
-  for (int k = 0; k < m->n_file; k++) {
-    SK_MPI(MPI_Bcast(&m->file[k].size, 1, MPI_INT64_T, k % size, comm));
-    SK_MPI(MPI_Bcast(m->file[k].hash, SK_HASH_HEX, MPI_CHAR, k % size, comm));
-  }
-}
-
-/* tmp takes the place of `final`, an existing folder of that name goes. */
-static int publish(const char *tmp, const char *final, sk_err *e) {
-  struct stat st;
-  if (lstat(final, &st) != 0) {
-    if (rename(tmp, final) != 0) sk_fs_fail(e, final, "created", errno);
-  } else if (!S_ISDIR(st.st_mode)) {
-    sk_fs_fail(e, final, "replaced", ENOTDIR);
-  } else if (renameat2(AT_FDCWD, tmp, AT_FDCWD, final, RENAME_EXCHANGE) == 0) {
-    sk_fs_remove(tmp);
-  } else {
-    char *old = sk_strf("%s.old.%s-%ld", final, sk_host(), (long)getpid());
-    sk_fs_remove(old);
-    if (rename(final, old) != 0) sk_fs_fail(e, final, "replaced", errno);
-    else if (rename(tmp, final) != 0) {
-      sk_fs_fail(e, final, "replaced", errno);
-      rename(old, final);
-    } else
-      sk_fs_remove(old);
-    sk_free(old);
-  }
-  return e->code;
-}
-
-/* Rank 0: manifest, sync, rename, hint. */
-static void finish(const char *run_dir, const char *tmp, sk_manifest *m, sk_err *e) {
-  char *dir = sk_strf("%s/checkpoints", run_dir), *path = sk_strf("%s/manifest.json", tmp);
-  char *final = sk_strf("%s/step-%08lld", dir, (long long)m->meta.step);
-  check_cover(m);
-  char *text = sk_manifest_print(m, e);
-  if (text && sk_fs_write(path, text, strlen(text), true, e) == SK_OK &&
-      publish(tmp, final, e) == SK_OK) {
-    sk_err hint = {0};
-    char *name = sk_strf("step-%08lld\n", (long long)m->meta.step), *latest = sk_strf("%s/latest", dir);
-    if (sk_fs_sync(dir, &hint) != SK_OK || sk_fs_write(latest, name, strlen(name), true, &hint) != SK_OK)
-      sk_warn("the checkpoint is complete, but: %s", hint.msg);
-    sk_free(latest);
-    sk_free(name);
-  }
-  sk_free(text);
-  sk_free(final);
-  sk_free(path);
-  sk_free(dir);
-}
-
-static void set_files(sk_manifest *m, int n_file, const sk_ckpt_file *file) {
-  SK_CHECK(n_file > 0 && n_file <= SK_CKPT_MAX_FILES, "%d files in a checkpoint", n_file);
-  m->n_file = n_file;
-  for (int k = 0; k < n_file; k++) {
-    sk_manifest_file *f = &m->file[k];
-    snprintf(f->name, sizeof f->name, "%s", file[k].name);
-    f->n_dset = file[k].n_dset;
-    f->dset = (sk_dset *)(uintptr_t)file[k].dset; // read only
-  }
-}
-
-int sk_ckpt_save(MPI_Comm comm, const char *run_dir, const sk_ckpt_meta *meta, int n_file,
-                 const sk_ckpt_file *file, int64_t *bytes, sk_err *e) {
-  char tmp[PATH_CAP], step[32];
-  int rank = rank_of(comm);
-  const char *const attrs[] = {"format", "saker-checkpoint", "run_id", meta->run_id[0] ? meta->run_id : "-",
-                               "step", step, NULL};
-  snprintf(step, sizeof step, "%lld", (long long)meta->step);
-  if (make_tmp(comm, run_dir, meta->step, tmp, e) != SK_OK) return e->code;
-  sk_manifest *m = sk_calloc(1, sizeof *m);
-  m->meta = *meta;
-  set_files(m, n_file, file);
-  for (int k = 0; k < n_file && !e->code; k++) {
-    char *path = sk_strf("%s/%s", tmp, file[k].name);
-    sk_h5_write(comm, path, file[k].n_dset, file[k].dset, file[k].n_slab, file[k].slab, attrs, e);
-    sk_free(path);
-  }
-  if (!e->code) hash_files(comm, tmp, m, e);
-  if (!e->code) {
-    gather_slabs(comm, n_file, file, m);
-    if (rank == 0) finish(run_dir, tmp, m, e);
-    sk_agree(comm, e);
-  }
-  if (e->code && rank == 0) sk_fs_remove(tmp);
-  if (bytes) *bytes = 0;
-  for (int k = 0; bytes && !e->code && k < n_file; k++) *bytes += m->file[k].size;
-  sk_free(m->slab);
-  sk_free(m);
-  return e->code;
-}
-
 /* ---- opening ---- */
 
 /* What the other ranks must know of a manifest. */
@@ -225,6 +38,7 @@ typedef struct summary {
   struct {
     char name[64], hash[SK_HASH_HEX];
     int64_t size;
+    bool side;
   } file[SK_CKPT_MAX_FILES];
 } summary;
 
@@ -257,9 +71,10 @@ static void read_summary(const char *path, summary *s, sk_ckpt_meta *meta, sk_er
       memcpy(s->file[k].name, m->file[k].name, sizeof s->file[k].name);
       memcpy(s->file[k].hash, m->file[k].hash, sizeof s->file[k].hash);
       s->file[k].size = m->file[k].size;
-      model |= strcmp(m->file[k].name, "model.h5") == 0;
+      s->file[k].side = m->file[k].n_dset == 0;
+      model |= !s->file[k].side && strncmp(m->file[k].name, "model", 5) == 0;
     }
-    if (!model) sk_fail(e, SK_FAILED, "%s/manifest.json: names no model.h5", path);
+    if (!model) sk_fail(e, SK_FAILED, "%s/manifest.json: names no model.h5 or model-1-of-K.h5", path);
     s->meta = *meta = m->meta;
     s->deck_len = (int64_t)strlen(meta->deck);
     s->hf_len = meta->hf_json ? (int64_t)strlen(meta->hf_json) : -1;
@@ -267,6 +82,16 @@ static void read_summary(const char *path, summary *s, sk_ckpt_meta *meta, sk_er
   }
   sk_manifest_free(m);
   sk_free(m);
+}
+
+/* Rank 0: the side files, whose hashes are known to be right. */
+static void read_sides(const char *path, const summary *s, sk_ckpt_meta *meta, sk_err *e) {
+  for (int k = 0; k < s->n_file && !e->code; k++) {
+    if (!s->file[k].side) continue;
+    char *name = sk_strf("%s/%s", path, s->file[k].name);
+    sk_ckpt_side_read(meta, name, s->file[k].name, e);
+    sk_free(name);
+  }
 }
 
 static void bcast_text(MPI_Comm comm, int64_t len, char **text) {
@@ -285,6 +110,8 @@ int sk_ckpt_open(MPI_Comm comm, const char *path, sk_ckpt_meta *meta, bool *has_
     if (rank != 0) {
       *meta = s->meta;
       meta->deck = meta->hf_json = NULL;
+      meta->side = NULL;
+      meta->n_side = 0;
     }
     bcast_text(comm, s->deck_len, &meta->deck);
     bcast_text(comm, s->hf_len, &meta->hf_json);
@@ -293,20 +120,84 @@ int sk_ckpt_open(MPI_Comm comm, const char *path, sk_ckpt_meta *meta, bool *has_
       check_file(file, s->file[k].size, s->file[k].hash, e);
       sk_free(file);
     }
+    if (sk_agree(comm, e) == SK_OK && rank == 0) read_sides(path, s, meta, e);
     sk_agree(comm, e);
   }
   if (has_optimizer) *has_optimizer = false;
   for (int k = 0; k < s->n_file && has_optimizer; k++)
-    *has_optimizer |= strcmp(s->file[k].name, "optimizer.h5") == 0;
+    *has_optimizer |= strncmp(s->file[k].name, "optimizer", 9) == 0;
   if (e->code) sk_ckpt_meta_free(meta);
   sk_free(s);
   return e->code;
 }
 
+typedef struct place {
+  const char *name;
+  int file;
+} place;
+
+static int by_name(const void *a, const void *b) {
+  return strcmp(((const place *)a)->name, ((const place *)b)->name);
+}
+
+/* Rank 0: the file that holds each dataset; the manifest's own hash is right. */
+static void find_dsets(const char *path, int n, const sk_dset *dset, int *where, char names[][64], sk_err *e) {
+  sk_manifest *m = sk_malloc(sizeof *m);
+  if (sk_manifest_read(path, m, e) == SK_OK) {
+    int n_all = 0, at = 0;
+    for (int k = 0; k < m->n_file; k++) n_all += m->file[k].n_dset;
+    place *all = sk_calloc((size_t)n_all, sizeof *all);
+    for (int k = 0; k < m->n_file; k++) {
+      memcpy(names[k], m->file[k].name, sizeof names[k]);
+      for (int i = 0; i < m->file[k].n_dset; i++) all[at++] = (place){m->file[k].dset[i].name, k};
+    }
+    qsort(all, (size_t)n_all, sizeof *all, by_name);
+    for (int i = 0; i < n && !e->code; i++) {
+      const place key = {dset[i].name, 0}, *hit = bsearch(&key, all, (size_t)n_all, sizeof *all, by_name);
+      if (hit) where[i] = hit->file;
+      else sk_fail(e, SK_FAILED, "%s: has no dataset %s", path, dset[i].name);
+    }
+    sk_free(all);
+  }
+  sk_manifest_free(m);
+  sk_free(m);
+}
+
+/* Collective. The datasets of one file, and this rank's slabs of them. */
+static void read_file(MPI_Comm comm, const char *path, const char *name, int k, const int *where, const sk_ckpt_file *f,
+                      sk_err *e) {
+  int *at = sk_calloc((size_t)f->n_dset, sizeof *at), n_dset = 0, n_slab = 0;
+  sk_dset *dset = sk_calloc((size_t)f->n_dset, sizeof *dset);
+  sk_slab *slab = sk_calloc((size_t)f->n_slab, sizeof *slab);
+  for (int i = 0; i < f->n_dset; i++) {
+    at[i] = n_dset;
+    if (where[i] == k) dset[n_dset++] = f->dset[i];
+  }
+  for (int i = 0; i < f->n_slab; i++) {
+    if (where[f->slab[i].dset] != k) continue;
+    slab[n_slab] = f->slab[i];
+    slab[n_slab++].dset = at[f->slab[i].dset];
+  }
+  char *file = sk_strf("%s/%s", path, name);
+  if (n_dset) sk_h5_read(comm, file, n_dset, dset, n_slab, slab, e);
+  sk_free(file);
+  sk_free(slab);
+  sk_free(dset);
+  sk_free(at);
+}
+
 int sk_ckpt_read(MPI_Comm comm, const char *path, const sk_ckpt_file *file, sk_err *e) {
-  char *name = sk_strf("%s/%s", path, file->name);
-  sk_h5_read(comm, name, file->n_dset, file->dset, file->n_slab, file->slab, e);
-  sk_free(name);
+  int *where = sk_calloc((size_t)file->n_dset, sizeof *where);
+  char(*names)[64] = sk_calloc(SK_CKPT_MAX_FILES, sizeof *names);
+  if (rank_of(comm) == 0) find_dsets(path, file->n_dset, file->dset, where, names, e);
+  if (sk_agree(comm, e) == SK_OK) {
+    SK_MPI(MPI_Bcast(where, file->n_dset, MPI_INT, 0, comm));
+    SK_MPI(MPI_Bcast(names, SK_CKPT_MAX_FILES * (int)sizeof *names, MPI_CHAR, 0, comm));
+    for (int k = 0; k < SK_CKPT_MAX_FILES && names[k][0] && !e->code; k++)
+      read_file(comm, path, names[k], k, where, file, e);
+  }
+  sk_free(names);
+  sk_free(where);
   return e->code;
 }
 
@@ -420,7 +311,7 @@ static bool abandoned(const char *path) {
   if (who && strncmp(who + 5, host, strlen(host)) == 0 && who[5 + strlen(host)] == '-') {
     char *end;
     long pid = strtol(who + 6 + strlen(host), &end, 10);
-    if (!*end) return pid > 0 && kill((pid_t)pid, 0) != 0 && errno == ESRCH; // else another host's name
+    if (!*end) return sk_fs_process_gone(pid); // else another host's name
   }
   return stat(path, &st) == 0 && time(NULL) - st.st_mtime > LEFT_OVER_SECONDS;
 }
@@ -438,13 +329,30 @@ static bool whole_looking(const char *path) {
 /* Renamed first, so that a kill in the middle leaves no checkpoint with half its files. */
 static void remove_ckpt(const char *path) {
   char *tmp = sk_strf("%s.tmp.%s-%ld", path, sk_host(), (long)getpid());
+  sk_fs_remove(tmp); // of a save of this step that failed and could not be removed
   if (rename(path, tmp) != 0 || !sk_fs_remove(tmp))
     sk_warn("%s: cannot be removed completely: %s", path, strerror(errno));
   sk_free(tmp);
 }
 
-void sk_ckpt_prune(MPI_Comm comm, const char *run_dir, int64_t keep, int64_t keep_every) {
+void sk_ckpt_clean(MPI_Comm comm, const char *run_dir) {
   if (rank_of(comm) != 0) return;
+  char *dir = sk_strf("%s/checkpoints", run_dir), **name = NULL;
+  int64_t n = 0, step;
+  sk_err e = {0};
+  struct stat st;
+  if (stat(dir, &st) == 0) sk_fs_list(dir, &name, &n, &e);
+  for (int64_t i = 0; i < n; i++) {
+    char *path = sk_strf("%s/%s", dir, name[i]);
+    if ((parse_name(name[i], &step) == TMP && abandoned(path)) || strncmp(name[i], "latest.tmp.", 11) == 0)
+      sk_fs_remove(path);
+    sk_free(path);
+  }
+  sk_fs_free_names(name, n);
+  sk_free(dir);
+}
+
+void sk_ckpt_prune(const char *run_dir, int64_t keep, int64_t keep_every) {
   char *dir = sk_strf("%s/checkpoints", run_dir);
   entry *list;
   int64_t n, kept = 0;
@@ -469,7 +377,8 @@ void sk_ckpt_prune(MPI_Comm comm, const char *run_dir, int64_t keep, int64_t kee
 
 /* This rank's share of a file's slabs (every size-th), against their hashes. */
 static void verify_slabs(MPI_Comm comm, const char *path, const sk_manifest *m, int file, sk_err *e) {
-  int64_t f = sk_h5_open(path, e), rank = rank_of(comm), size = size_of(comm), cap = 0;
+  int64_t f = m->file[file].n_dset ? sk_h5_open(path, e) : -1; // a side file has no slabs
+  int64_t rank = rank_of(comm), size = size_of(comm), cap = 0;
   float *buf = NULL;
   for (int64_t i = rank; f >= 0 && i < m->n_slab && !e->code; i += size) {
     const sk_manifest_slab *x = &m->slab[i];

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -115,6 +116,17 @@ int sk_fs_reserve(const char *path, int64_t size, sk_err *e) {
   return SK_OK;
 }
 
+bool sk_fs_process_gone(long pid) {
+  if (pid <= 0) return false;
+  if (kill((pid_t)pid, 0) != 0) return errno == ESRCH;
+  char *path = sk_strf("/proc/%ld/stat", pid), state = '?';
+  FILE *f = fopen(path, "r");
+  if (f && fscanf(f, "%*d (%*[^)]) %c", &state) != 1) state = '?';
+  if (f) fclose(f);
+  sk_free(path);
+  return state == 'Z' || state == 'X';
+}
+
 int64_t sk_fs_size(const char *path) {
   struct stat st;
   return stat(path, &st) == 0 && S_ISREG(st.st_mode) ? (int64_t)st.st_size : -1;
@@ -168,6 +180,29 @@ void sk_hash_hex(const void *data, size_t n, char hex[SK_HASH_HEX]) {
   to_hex(XXH3_128bits(data, n), hex);
 }
 
+struct sk_hash {
+  XXH3_state_t *state;
+};
+
+sk_hash *sk_hash_new(void) {
+  sk_hash *h = sk_calloc(1, sizeof *h);
+  h->state = XXH3_createState();
+  SK_CHECK(h->state && XXH3_128bits_reset(h->state) == XXH_OK, "out of memory for a checksum");
+  return h;
+}
+
+void sk_hash_add(sk_hash *h, const void *data, size_t n) { XXH3_128bits_update(h->state, data, n); }
+
+void sk_hash_take(sk_hash *h, char hex[SK_HASH_HEX]) {
+  to_hex(XXH3_128bits_digest(h->state), hex);
+  XXH3_128bits_reset(h->state);
+}
+
+void sk_hash_free(sk_hash *h) {
+  if (h) XXH3_freeState(h->state);
+  sk_free(h);
+}
+
 int sk_fs_hash(const char *path, char hex[SK_HASH_HEX], sk_err *e) {
   struct stat st;
   int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe in its place must not block
@@ -176,18 +211,17 @@ int sk_fs_hash(const char *path, char hex[SK_HASH_HEX], sk_err *e) {
     close(fd);
     return sk_fail(e, SK_FAILED, "%s: not a regular file", path);
   }
-  XXH3_state_t *state = XXH3_createState();
-  SK_CHECK(state && XXH3_128bits_reset(state) == XXH_OK, "out of memory for a checksum");
+  sk_hash *h = sk_hash_new();
   char *buf = sk_malloc(BLOCK);
   for (;;) {
     ssize_t k = read(fd, buf, BLOCK);
     if (k < 0 && errno == EINTR) continue;
     if (k < 0) sk_fs_fail(e, path, "read", errno);
     if (k <= 0) break;
-    XXH3_128bits_update(state, buf, (size_t)k);
+    sk_hash_add(h, buf, (size_t)k);
   }
-  to_hex(XXH3_128bits_digest(state), hex);
-  XXH3_freeState(state);
+  sk_hash_take(h, hex);
+  sk_hash_free(h);
   sk_free(buf);
   close(fd);
   return e->code;

@@ -12,7 +12,7 @@
 
 _Static_assert(sizeof(hid_t) == sizeof(int64_t), "hid_t has 64 bits since HDF5 1.10");
 
-/* Elements moved by one read or write: 64 MiB, far below the 2 GiB that MPI counts can express. */
+/* Elements moved by one read: 64 MiB, far below the 2 GiB that MPI counts can express. */
 enum { PIECE = 16 << 20 };
 
 /* No messages of HDF5's own, no code loaded from plugin folders on a file's demand. */
@@ -259,7 +259,7 @@ static hid_t open_float(hid_t file, const char *path, const sk_dset *want, sk_er
   return -1;
 }
 
-/* ---- moving slabs ---- */
+/* ---- reading slabs ---- */
 
 int64_t sk_slab_count(const sk_slab *s, int rank) {
   int64_t n = 1;
@@ -267,23 +267,18 @@ int64_t sk_slab_count(const sk_slab *s, int rank) {
   return n;
 }
 
-typedef struct mover {
+typedef struct reader {
   hid_t dset, space;
-  bool write;
   const char *path, *name;
-} mover;
+} reader;
 
-static void move_piece(const mover *m, const hsize_t *start, const hsize_t *count, hsize_t n,
-                       float *data, sk_err *e) {
+static void read_piece(const reader *m, const hsize_t *start, const hsize_t *count, hsize_t n, float *data,
+                       sk_err *e) {
   hid_t mem = H5Screate_simple(1, &n, NULL);
-  bool ok = H5Sselect_hyperslab(m->space, H5S_SELECT_SET, start, NULL, count, NULL) >= 0;
-  if (ok && m->write)
-    ok = H5Dwrite(m->dset, H5T_NATIVE_FLOAT, mem, m->space, H5P_DEFAULT, data) >= 0;
-  else if (ok)
-    ok = H5Dread(m->dset, H5T_NATIVE_FLOAT, mem, m->space, H5P_DEFAULT, data) >= 0;
-  if (!ok) {
+  if (H5Sselect_hyperslab(m->space, H5S_SELECT_SET, start, NULL, count, NULL) < 0 ||
+      H5Dread(m->dset, H5T_NATIVE_FLOAT, mem, m->space, H5P_DEFAULT, data) < 0) {
     char what[1200];
-    snprintf(what, sizeof what, "%s at dataset %s", m->write ? "written" : "read", m->name);
+    snprintf(what, sizeof what, "read at dataset %s", m->name);
     sk_h5_fail(e, m->path, what);
   }
   H5Sclose(mem);
@@ -291,7 +286,7 @@ static void move_piece(const mover *m, const hsize_t *start, const hsize_t *coun
 
 /* Cuts a slab into pieces that are contiguous in memory: one index of the axes before `axis`, `step`
  * indices of `axis`, all of those after it. */
-static void move_slab(const mover *m, const sk_dset *d, const sk_slab *s, sk_err *e) {
+static void read_slab(const reader *m, const sk_dset *d, const sk_slab *s, sk_err *e) {
   int64_t total = sk_slab_count(s, d->rank), inner = 1, outer = 1;
   if (total == 0) return;
   int axis = d->rank - 1;
@@ -314,7 +309,7 @@ static void move_slab(const mover *m, const sk_dset *d, const sk_slab *s, sk_err
       int64_t n = s->count[axis] - k < step ? s->count[axis] - k : step;
       start[axis] = (hsize_t)(s->start[axis] + k);
       count[axis] = (hsize_t)n;
-      move_piece(m, start, count, (hsize_t)(n * inner), data, e);
+      read_piece(m, start, count, (hsize_t)(n * inner), data, e);
       data += n * inner;
     }
   }
@@ -322,8 +317,8 @@ static void move_slab(const mover *m, const sk_dset *d, const sk_slab *s, sk_err
 
 /* All of this rank's slabs. Opening a dataset is collective on a shared file, so every rank opens every
  * one, whatever has gone wrong on it before. */
-static void move_all(hid_t file, const char *path, bool write, int n_dset, const sk_dset *dset,
-                     int n_slab, const sk_slab *slab, sk_err *e) {
+static void read_all(hid_t file, const char *path, int n_dset, const sk_dset *dset, int n_slab,
+                     const sk_slab *slab, sk_err *e) {
   int *first = sk_malloc((size_t)n_dset * sizeof *first), *next = sk_malloc((size_t)n_slab * sizeof *next);
   for (int i = 0; i < n_dset; i++) first[i] = -1;
   for (int i = n_slab - 1; i >= 0; i--) {
@@ -342,8 +337,8 @@ static void move_all(hid_t file, const char *path, bool write, int n_dset, const
       sk_h5_fail(e, path, "opened at one of its datasets");
       continue;
     }
-    mover m = {d, H5Dget_space(d), write, path, dset[i].name};
-    for (int k = first[i]; k >= 0 && !e->code; k = next[k]) move_slab(&m, &dset[i], &slab[k], e);
+    reader m = {d, H5Dget_space(d), path, dset[i].name};
+    for (int k = first[i]; k >= 0 && !e->code; k = next[k]) read_slab(&m, &dset[i], &slab[k], e);
     H5Sclose(m.space);
     H5Dclose(d);
   }
@@ -352,72 +347,6 @@ static void move_all(hid_t file, const char *path, bool write, int n_dset, const
 }
 
 /* ---- whole files ---- */
-
-/* Creates the groups on the way to a dataset that are not there yet. */
-static void create_groups(hid_t file, const char *name, const char *path, sk_err *e) {
-  hid_t gcpl = H5Pcreate(H5P_GROUP_CREATE);
-  H5Pset_obj_track_times(gcpl, false);
-  for (const char *p = strchr(name, '/'); p && !e->code; p = strchr(p + 1, '/')) {
-    char *part = sk_strf("%.*s", (int)(p - name), name);
-    if (part[0] && H5Lexists(file, part, H5P_DEFAULT) <= 0) {
-      hid_t g = H5Gcreate2(file, part, H5P_DEFAULT, gcpl, H5P_DEFAULT);
-      if (g < 0) sk_h5_fail(e, path, "written");
-      else H5Gclose(g);
-    }
-    sk_free(part);
-  }
-  H5Pclose(gcpl);
-}
-
-static void create_dsets(hid_t file, const char *path, int n, const sk_dset *dset, sk_err *e) {
-  hid_t plist = sk_h5_dset_plist();
-  for (int i = 0; i < n && !e->code; i++) {
-    hsize_t dim[SK_MAX_DIMS];
-    for (int k = 0; k < dset[i].rank; k++) dim[k] = (hsize_t)dset[i].dim[k];
-    create_groups(file, dset[i].name, path, e);
-    hid_t space = H5Screate_simple(dset[i].rank, dim, NULL);
-    hid_t d = H5Dcreate2(file, dset[i].name, H5T_IEEE_F32LE, space, H5P_DEFAULT, plist, H5P_DEFAULT);
-    if (d < 0) sk_h5_fail(e, path, "written");
-    else H5Dclose(d);
-    H5Sclose(space);
-  }
-  H5Pclose(plist);
-}
-
-/* Rank 0: the file with all metadata, its space reserved before and after. */
-static void create_file(const char *path, int n, const sk_dset *dset, const char *const *attrs,
-                        sk_err *e) {
-  int64_t bytes = 1 << 20;
-  for (int i = 0; i < n; i++) {
-    int64_t size = sizeof(float);
-    for (int k = 0; k < dset[i].rank; k++)
-      SK_CHECK(sk_mul(size, dset[i].dim[k], &size), "%s: too large", dset[i].name);
-    bytes += size + (size >= 4 << 20 ? 1 << 20 : 1024);
-  }
-  if (sk_fs_reserve(path, bytes, e) != SK_OK) return;
-  hid_t f = sk_h5_create(path, e);
-  if (f < 0) return;
-  for (; attrs && attrs[0] && !e->code; attrs += 2) sk_h5_text_attr(f, path, attrs[0], attrs[1], e);
-  create_dsets(f, path, n, dset, e);
-  if (H5Fclose(f) < 0) sk_h5_fail(e, path, "written");
-  if (!e->code) sk_fs_reserve(path, sk_fs_size(path), e);
-}
-
-int sk_h5_write(MPI_Comm comm, const char *path, int n_dset, const sk_dset *dset, int n_slab,
-                const sk_slab *slab, const char *const *attrs, sk_err *e) {
-  int rank;
-  MPI_Comm_rank(comm, &rank);
-  if (rank == 0) create_file(path, n_dset, dset, attrs, e);
-  if (sk_agree(comm, e) == SK_OK) {
-    hid_t f = sk_h5_open_shared(comm, path, true, e);
-    if (f >= 0) {
-      move_all(f, path, true, n_dset, dset, n_slab, slab, e);
-      sk_h5_close_shared(comm, f, path, true, e);
-    }
-  }
-  if (e->code && rank == 0) unlink(path);
-  return e->code;
-}
 
 int sk_h5_read(MPI_Comm comm, const char *path, int n_dset, const sk_dset *dset, int n_slab,
                const sk_slab *slab, sk_err *e) {
@@ -434,15 +363,15 @@ int sk_h5_read(MPI_Comm comm, const char *path, int n_dset, const sk_dset *dset,
   if (sk_agree(comm, e) != SK_OK) return e->code;
   hid_t f = sk_h5_open_shared(comm, path, false, e);
   if (f < 0) return e->code;
-  move_all(f, path, false, n_dset, dset, n_slab, slab, e);
+  read_all(f, path, n_dset, dset, n_slab, slab, e);
   return sk_h5_close_shared(comm, f, path, false, e);
 }
 
 int sk_h5_read_slab(int64_t file, const char *path, const sk_dset *dset, const sk_slab *slab, sk_err *e) {
   hid_t d = open_float(file, path, dset, e);
   if (d < 0) return e->code;
-  mover m = {d, H5Dget_space(d), false, path, dset->name};
-  move_slab(&m, dset, slab, e);
+  reader m = {d, H5Dget_space(d), path, dset->name};
+  read_slab(&m, dset, slab, e);
   H5Sclose(m.space);
   H5Dclose(d);
   return e->code;

@@ -1,10 +1,10 @@
-/* h5.h: collective HDF5 files made of named float datasets, written and read as hyperslabs ("slabs").
- * Knows nothing of models: the caller turns its parameters into datasets and slabs.
+/* h5.h: HDF5 files made of named float datasets, read together as hyperslabs ("slabs"). Knows nothing of
+ * models: the caller turns its parameters into datasets and slabs.
  *
- * Files written here: contiguous layout, early allocation, no fill, no filters, little-endian float32,
- * no time stamps, so that the same contents give the same bytes. Rank 0 makes the file with all its
- * metadata and reserves its space on the disk; then all ranks open it together (MPI-IO) and each writes
- * its own slabs. A full disk therefore shows before anything collective has begun.
+ * Files made here: contiguous layout, early allocation, no fill, no filters, little-endian float32, no time
+ * stamps, so that the same contents give the same bytes. In such a file every element has a place that is known
+ * beforehand: HDF5 is asked once for the file's form (sk_h5_form), and from then on any thread of any rank may
+ * write such files by pwrite alone.
  *
  * Files read here are refused unless every dataset asked for is exactly as above (shape included): no
  * external or virtual storage, no filters, no links out of the file. */
@@ -25,17 +25,38 @@ typedef struct sk_dset {
 typedef struct sk_slab {
   int dset; /* index into the list of datasets */
   int64_t start[SK_MAX_DIMS], count[SK_MAX_DIMS];
-  float *data; /* row-major [count]; read from (write) or filled in (read); not owned */
+  float *data; /* row-major [count]; read from (write) or filled in (read); not owned. NULL when writing: the
+                  values come from an sk_source, for models that do not fit into memory */
 } sk_slab;
+
+/* Called for one slab after the other, just before it is written; not collective. slab: index into the list. */
+typedef struct sk_source {
+  int (*fill)(void *arg, int slab, float *out, sk_err *e);
+  void *arg;
+} sk_source;
 
 /* Elements of a slab of `rank` dimensions; 0 for an empty one. */
 int64_t sk_slab_count(const sk_slab *s, int rank);
 
-/* Collective over comm. Creates path (which must not exist), writes all slabs, syncs the file to disk.
- * attrs: NULL-terminated list of name, value, name, value ... text attributes of the root, or NULL.
- * On failure the file is removed. */
-int sk_h5_write(MPI_Comm comm, const char *path, int n_dset, const sk_dset *dset, int n_slab,
-                const sk_slab *slab, const char *const *attrs, sk_err *e);
+/* The form of a file: everything about it but the elements. */
+typedef struct sk_h5_piece {
+  int64_t at; /* bytes from the beginning of the file */
+  size_t n;
+  char *data;
+} sk_h5_piece;
+typedef struct sk_h5_form {
+  int64_t size;    /* bytes of the file */
+  int64_t *offset; /* [datasets] where its elements begin; they follow in row-major order, little-endian float32 */
+  int n_piece;
+  sk_h5_piece *piece; /* HDF5's own structures; what lies between pieces and elements is zero */
+} sk_h5_form;
+
+/* Not collective. Lets HDF5 make a file with these datasets in /dev/shm, TMPDIR or /tmp (only its structures take
+ * room) and takes its form. attrs: NULL-terminated list of name, value, name, value ... text attributes of the root, or
+ * NULL. `name` is for messages. */
+int sk_h5_form_make(const char *name, int n_dset, const sk_dset *dset, const char *const *attrs, sk_h5_form *form,
+                    sk_err *e);
+void sk_h5_form_free(sk_h5_form *form);
 
 /* Collective over comm. Checks every dataset of the list, then fills in this rank's slabs. */
 int sk_h5_read(MPI_Comm comm, const char *path, int n_dset, const sk_dset *dset, int n_slab,

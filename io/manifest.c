@@ -81,6 +81,10 @@ char *sk_manifest_print(sk_manifest *m, sk_err *e) {
           (long long)t->tokens, (long long)t->cursor);
   fprintf(f, " \"grid\": {\"pp\": %lld, \"dp\": %lld, \"cp\": %lld, \"tp\": %lld},\n ",
           (long long)t->grid[0], (long long)t->grid[1], (long long)t->grid[2], (long long)t->grid[3]);
+  fprintf(f, "\"skipped\": %lld,\n \"reruns\": %lld,\n \"rollbacks\": %lld,\n \"recent_losses\": [", (long long)t->skipped,
+          (long long)t->reruns, (long long)t->rollbacks);
+  for (int i = 0; i < t->n_recent; i++) fprintf(f, "%s%.17g", i ? ", " : "", t->recent[i]);
+  fputs("],\n ", f);
   put_text(f, "deck", t->deck ? t->deck : "", e);
   fputs("\n ", f);
   put_text(f, "hf_config", t->hf_json, e);
@@ -151,6 +155,12 @@ static bool plain_name(const char *s) {
   return s && s[0] && s[0] != '.' && strlen(s) < 64 && strspn(s, ok) == strlen(s);
 }
 
+/* A file without datasets is none of the checkpoint's own: it goes along into later checkpoints. */
+static bool side_name(const char *s) {
+  const char *dot = strrchr(s, '.');
+  return strcmp(s, "manifest.json") != 0 && !(dot && strcmp(dot, ".h5") == 0);
+}
+
 static bool get_slabs(const json_t *a, sk_manifest *m, int file, int dset) {
   const sk_dset *d = &m->file[file].dset[dset];
   size_t n = json_array_size(a);
@@ -181,7 +191,8 @@ static bool get_file(const json_t *o, sk_manifest *m) {
   const char *name = json_string_value(json_object_get(o, "name"));
   const json_t *list = json_object_get(o, "datasets");
   if (!plain_name(name) || !get_int(o, "size", 0, &f->size) || !get_hash(o, f->hash) ||
-      !json_is_array(list) || json_array_size(list) > 10000000)
+      !json_is_array(list) || json_array_size(list) > 10000000 ||
+      (json_array_size(list) == 0 && !side_name(name)))
     return false;
   memcpy(f->name, name, strlen(name) + 1);
   f->dset = sk_calloc(json_array_size(list), sizeof *f->dset);
@@ -200,6 +211,23 @@ static bool get_file(const json_t *o, sk_manifest *m) {
   return true;
 }
 
+/* What older checkpoints do not have. */
+static bool get_history(const json_t *o, sk_ckpt_meta *t) {
+  const json_t *a = json_object_get(o, "recent_losses");
+  size_t n = json_array_size(a);
+  if (!json_object_get(o, "skipped") && !a) return true;
+  if (!get_int(o, "skipped", 0, &t->skipped) || !get_int(o, "reruns", 0, &t->reruns) ||
+      !get_int(o, "rollbacks", 0, &t->rollbacks) || !json_is_array(a) || n > SK_CKPT_RECENT)
+    return false;
+  for (size_t i = 0; i < n; i++) {
+    const json_t *v = json_array_get(a, i);
+    if (!json_is_number(v)) return false;
+    t->recent[i] = json_number_value(v);
+  }
+  t->n_recent = (int)n;
+  return true;
+}
+
 static bool get_meta(const json_t *o, sk_ckpt_meta *t) {
   static const char *const axis[4] = {"pp", "dp", "cp", "tp"};
   const char *id = json_string_value(json_object_get(o, "run_id"));
@@ -207,7 +235,7 @@ static bool get_meta(const json_t *o, sk_ckpt_meta *t) {
   const json_t *hf = json_object_get(o, "hf_config");
   if (!id || strlen(id) >= sizeof t->run_id || !deck || !(json_is_string(hf) || json_is_null(hf)) ||
       !get_int(o, "step", 0, &t->step) || !get_int(o, "tokens", 0, &t->tokens) ||
-      !get_int(o, "cursor", 0, &t->cursor))
+      !get_int(o, "cursor", 0, &t->cursor) || !get_history(o, t))
     return false;
   for (int i = 0; i < 4; i++)
     if (!get_int(json_object_get(o, "grid"), axis[i], 1, &t->grid[i])) return false;

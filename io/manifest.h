@@ -1,12 +1,13 @@
 /* manifest.h: manifest.json of a checkpoint (design section 8), between a struct and its text.
  *
  *   {"format": "saker-checkpoint", "version": 1, "run_id", "step", "tokens", "cursor",
- *    "grid": {"pp", "dp", "cp", "tp"}, "deck": text, "hf_config": text or null,
+ *    "grid": {"pp", "dp", "cp", "tp"}, "skipped", "reruns", "rollbacks", "recent_losses": [...],
+ *    "deck": text, "hf_config": text or null,
  *    "files": [{"name", "size", "xxh3_128",
  *      "datasets": [{"name", "shape", "slabs": [{"start", "count", "xxh3_128"}, ...]}, ...]}, ...],
  *    "manifest_xxh3_128": "..."}
  *
- * A slab is what one rank wrote; its hash is that of its float32 values, little-endian, row-major. The
+ * The fields from "skipped" to "recent_losses" may be missing: none. A slab is what one rank wrote; its hash is that of its float32 values, little-endian, row-major. The
  * slabs of a dataset cover it exactly. All hashes are XXH3-128 as 32 hex digits (xxh128sum prints the
  * same). manifest_xxh3_128 is the hash of the whole text with these 32 digits themselves replaced by 0s. */
 #ifndef SK_MANIFEST_H
@@ -14,7 +15,7 @@
 #include "io/ckpt.h"
 #include "io/fsutil.h"
 
-enum { SK_MANIFEST_VERSION = 1, SK_CKPT_MAX_FILES = 64 };
+enum { SK_MANIFEST_VERSION = 1, SK_CKPT_MAX_FILES = 2048 };
 
 typedef struct sk_manifest_file {
   char name[64]; /* plain name inside the folder */

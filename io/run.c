@@ -5,6 +5,7 @@
 #include "io/fsutil.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <fnmatch.h>
 #include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
@@ -83,7 +84,7 @@ static int refuse(const char *dir, const holder *h, sk_err *e) {
 
 /* The file system has no locks: the heartbeat must do. */
 static int check_heartbeat(const char *dir, const holder *h, sk_err *e) {
-  bool gone = strcmp(h->host, sk_host()) == 0 && kill((pid_t)h->pid, 0) != 0 && errno == ESRCH;
+  bool gone = strcmp(h->host, sk_host()) == 0 && sk_fs_process_gone((long)h->pid);
   if (gone || time(NULL) - h->heartbeat > HEARTBEAT_SECONDS) return SK_OK;
   refuse(dir, h, e);
   size_t n = strlen(e->msg);
@@ -129,6 +130,20 @@ static int cut_torn(int fd) {
   return at < end && ftruncate(fd, at) != 0 ? errno : 0;
 }
 
+/* Files half written by a job that was killed; this one holds the lock. */
+static void remove_left_over(sk_run_dir *r) {
+  char **name;
+  int64_t n;
+  sk_err e = {0};
+  if (sk_fs_list(r->path, &name, &n, &e) != SK_OK) return;
+  for (int64_t i = 0; i < n; i++) {
+    char *path = sk_strf("%s/%s", r->path, name[i]);
+    if (fnmatch("*.tmp.[0-9]*", name[i], 0) == 0) unlink(path);
+    sk_free(path);
+  }
+  sk_fs_free_names(name, n);
+}
+
 static void open_metrics(sk_run_dir *r, sk_err *e) {
   char *path = sk_strf("%s/metrics.jsonl", r->path);
   r->metrics = open(path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
@@ -146,6 +161,7 @@ int sk_run_open(MPI_Comm comm, const char *dir, sk_run_dir **out, sk_err *e) {
   r->lock = r->metrics = -1;
   if (rank == 0 && sk_fs_mkdirs(dir, e) == SK_OK) {
     take_lock(r, e);
+    if (!e->code) remove_left_over(r);
     if (!e->code) open_metrics(r, e);
     char *log = sk_strf("%s/run.log", dir);
     if (!e->code && sk_log_file(log) != SK_OK) sk_fs_fail(e, log, "written", errno);
@@ -166,10 +182,16 @@ void sk_run_close(sk_run_dir *r) {
     if (ftruncate(r->lock, 0) != 0) sk_warn("%s/lock: cannot be emptied", r->path);
     close(r->lock);
   }
+  sk_events_close(r->events);
   sk_free(r->last_status);
   sk_free(r->line);
   sk_free(r->path);
   sk_free(r);
+}
+
+int sk_run_tensorboard(sk_run_dir *r, MPI_Comm comm, sk_err *e) {
+  if (r->lock >= 0) r->events = sk_events_open(r->path, e);
+  return sk_agree(comm, e);
 }
 
 const char *sk_run_path(const sk_run_dir *r) { return r->path; }

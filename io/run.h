@@ -3,13 +3,15 @@
  * only. */
 #ifndef SK_RUN_H
 #define SK_RUN_H
+#include "io/events.h"
 #include "src/agree.h"
 
-/* The fields are for run.c, metrics.c and plot.c only. */
+/* The fields are for run.c, metrics.c and plot.c; events is for sk_events_scalars. */
 typedef struct sk_run_dir {
   char *path;
   int lock;    /* rank 0's descriptor of RUN/lock, else -1 */
   int metrics; /* rank 0's descriptor of metrics.jsonl, else -1 */
+  sk_events *events; /* rank 0's event file for TensorBoard, else NULL */
   char *line;  /* the metrics object being made */
   size_t n, cap;
   bool warned; /* a failed metrics line has been reported */
@@ -37,6 +39,9 @@ int sk_run_write(sk_run_dir *r, const char *name, const char *text, sk_err *e);
  * when the last write is less than half a second ago. A failure to write is a warning. */
 void sk_run_status(sk_run_dir *r, const char *state, int64_t step, int64_t steps, const char *checkpoint,
                    const char *message);
+
+/* Collective. Also writes event files for TensorBoard from now on. */
+int sk_run_tensorboard(sk_run_dir *r, MPI_Comm comm, sk_err *e);
 
 /* One metrics object: sk_metric_begin, any number of fields, sk_metric_end (writes the line at once, whole
  * or not at all; a failure is a warning). Doubles as %.17g; NaN and infinities as null. */

@@ -4,6 +4,7 @@
 #include "io/tokens.h"
 #include "io/fsutil.h"
 #include "io/h5.h"
+#include "io/tokenizer.h"
 #include <hdf5.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -81,6 +82,7 @@ static void read_info(sk_tokens *t, sk_err *e) {
   if (!e->code) x->eos_id = int_attr(t, "eos_id", -1, x->vocab_size - 1, e);
   if (!e->code) x->tokens = int_attr(t, "tokens", 1, INT64_MAX / 8, e);
   if (!e->code) text_attr(t, "tokenizer", x->tokenizer, sizeof x->tokenizer, e);
+  if (!e->code) text_attr(t, "tokenizer_xxh3", x->hash, sizeof x->hash, e);
   if (!e->code) text_attr(t, "source", x->source, sizeof x->source, e);
   if (!e->code) text_attr(t, "created_by", x->created_by, sizeof x->created_by, e);
 }
@@ -165,7 +167,7 @@ const sk_tokens_info *sk_tokens_get_info(const sk_tokens *t) { return &t->info; 
 
 /* ---- reading ---- */
 
-int sk_tokens_read(sk_tokens *t, int64_t first, int64_t count, int32_t *ids, sk_err *e) {
+int sk_tokens_read_raw(sk_tokens *t, int64_t first, int64_t count, int32_t *ids, sk_err *e) {
   SK_CHECK(first >= 0 && count >= 0 && first <= t->info.tokens - count,
            "%s: %lld tokens from %lld on; there are %lld", t->path, (long long)count, (long long)first,
            (long long)t->info.tokens);
@@ -176,7 +178,11 @@ int sk_tokens_read(sk_tokens *t, int64_t first, int64_t count, int32_t *ids, sk_
   if (H5Dread(t->data, H5T_NATIVE_UINT32, mem, t->space, H5P_DEFAULT, ids) < 0)
     sk_h5_fail(e, t->path, "read at /data");
   H5Sclose(mem);
-  if (e->code) return e->code;
+  return e->code;
+}
+
+int sk_tokens_read(sk_tokens *t, int64_t first, int64_t count, int32_t *ids, sk_err *e) {
+  if (sk_tokens_read_raw(t, first, count, ids, e) != SK_OK) return e->code;
   const uint32_t vocab = (uint32_t)t->info.vocab_size;
   for (int64_t i = 0; i < count; i++)
     if ((uint32_t)ids[i] >= vocab)
@@ -205,61 +211,30 @@ void sk_tokens_doc_start(const sk_tokens *t, int64_t first, int64_t count, int64
   }
 }
 
-/* ---- info ---- */
+int64_t sk_tokens_doc_first(const sk_tokens *t, int64_t d) { return (int64_t)t->doc[d]; }
 
-static int64_t doc_length(const sk_tokens *t, int64_t d) {
+int64_t sk_tokens_doc_length(const sk_tokens *t, int64_t d) {
   uint64_t end = d + 1 < t->info.documents ? t->doc[d + 1] : (uint64_t)t->info.tokens;
   return (int64_t)(end - t->doc[d]);
 }
 
-static int ascending(const void *a, const void *b) {
-  int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
-  return x < y ? -1 : x > y;
-}
-
-/* One line of text for the first tokens of a document; other tokenizers' ids are shown as numbers. */
-static void print_sample(sk_tokens *t, int64_t d, sk_err *e) {
-  enum { SHOWN = 160 };
-  int32_t ids[SHOWN];
-  char line[SHOWN * 12 + 1] = "";
-  bool bytes = strcmp(t->info.tokenizer, "bytes") == 0;
-  int64_t n = doc_length(t, d) < SHOWN ? doc_length(t, d) : SHOWN;
-  if (!bytes && n > 24) n = 24;
-  if (sk_tokens_read(t, (int64_t)t->doc[d], n, ids, e) != SK_OK) return;
-  size_t at = 0;
-  for (int64_t i = 0; i < n; i++) {
-    int room = (int)(sizeof line - at);
-    if (!bytes) at += (size_t)snprintf(line + at, (size_t)room, "%s%d", i ? " " : "", ids[i]);
-    else if (ids[i] == t->info.eos_id) at += (size_t)snprintf(line + at, (size_t)room, "<end>");
-    else if (ids[i] == '\n') at += (size_t)snprintf(line + at, (size_t)room, "\\n");
-    else if (ids[i] < 32 || ids[i] == 127) at += (size_t)snprintf(line + at, (size_t)room, "\\x%02x", ids[i]);
-    else line[at++] = (char)ids[i];
+char *sk_tokens_tokenizer(sk_tokens *t, size_t *n, sk_err *e) {
+  char hash[SK_HASH_HEX], *json = NULL;
+  if (H5Lexists(t->file, "tokenizer.json", H5P_DEFAULT) <= 0) return NULL;
+  hid_t d = sk_h5_open_dset(t->file, t->path, "tokenizer.json", 1, e);
+  if (d < 0) return NULL;
+  *n = (size_t)length_of(d);
+  if (!has_type(d, H5T_STD_U8LE) || *n > SK_TOKENIZER_MAX_FILE) {
+    sk_fail(e, SK_FAILED, "%s: /tokenizer.json is not uint8 of at most %s", t->path, sk_bytes(SK_TOKENIZER_MAX_FILE));
+  } else {
+    json = sk_malloc(*n + 1);
+    json[*n] = 0;
+    if (H5Dread(d, H5T_NATIVE_UINT8, H5S_ALL, H5S_ALL, H5P_DEFAULT, json) < 0) sk_h5_fail(e, t->path, "read");
+    else if (sk_hash_hex(json, *n, hash), strcmp(hash, t->info.hash) != 0)
+      sk_fail(e, SK_FAILED, "%s: /tokenizer.json is damaged: its hash is not tokenizer_xxh3", t->path);
   }
-  line[at] = 0;
-  sk_say("  document %lld: %s", (long long)d, line);
-}
-
-int sk_tokens_print_info(const char *path, sk_err *e) {
-  sk_tokens *t;
-  if (sk_tokens_open(MPI_COMM_SELF, path, &t, e) != SK_OK) return e->code;
-  const sk_tokens_info *x = &t->info;
-  int64_t *len = sk_malloc((size_t)x->documents * sizeof *len);
-  for (int64_t i = 0; i < x->documents; i++) len[i] = doc_length(t, i);
-  qsort(len, (size_t)x->documents, sizeof *len, ascending);
-  sk_say("%s", path);
-  sk_say("  tokens       %lld (%s), uint%d", (long long)x->tokens, sk_si((double)x->tokens), 8 * x->width);
-  sk_say("  documents    %lld", (long long)x->documents);
-  sk_say("  length       shortest %lld, median %lld, mean %.1f, longest %lld tokens", (long long)len[0],
-         (long long)len[x->documents / 2], (double)x->tokens / (double)x->documents,
-         (long long)len[x->documents - 1]);
-  sk_say("  vocabulary   %lld ids, %lld ends a document", (long long)x->vocab_size, (long long)x->eos_id);
-  sk_say("  tokenizer    %s", x->tokenizer);
-  sk_say("  source       %s", x->source);
-  sk_say("  created by   %s", x->created_by);
-  sk_free(len);
-  int64_t shown[3] = {0, x->documents / 2, x->documents - 1};
-  for (int i = 0; i < 3 && !e->code; i++)
-    if (i == 0 || shown[i] != shown[i - 1]) print_sample(t, shown[i], e);
-  sk_tokens_close(t);
-  return e->code;
+  H5Dclose(d);
+  if (!e->code) return json;
+  sk_free(json);
+  return NULL;
 }

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Slurm: sbatch jobscripts/slurm.sh DECK RUN_FOLDER [options of saker train]
-# The first job and the tenth are the same line: saker continues from the newest whole checkpoint.
-# Before the time limit the run saves and stops, and the job queues itself again until the run is
-# complete. Options on sbatch's command line replace the ones below: sbatch --nodes=4 --time=12:00:00
+# The first job and the tenth are the same line: saker continues from the newest whole checkpoint. Before the time
+# limit the run saves and stops, and the job queues itself again until the run is complete. Options on sbatch's
+# command line replace the ones below: sbatch --nodes=4 --time=12:00:00 ... Site settings: site.sh.
+# Tested in Slurm 22.05 with srun and mpirun (tests/slurm*.sh).
 #
 #SBATCH --job-name=saker              # name in the queue
 #SBATCH --nodes=1                     # machines
@@ -14,54 +15,46 @@
 #SBATCH --requeue                     # the job may be queued again, by us or after a node failure
 #SBATCH --open-mode=append            # and then adds to the same log
 #SBATCH --output=%x-%j.out            # job name and number
-# With GPUs add --gpus-per-node=4 --gpu-bind=none: every rank must see all GPUs of its node.
+# With GPUs add --gpus-per-node=4 and set gpus=4 in site.sh: every rank must see all GPUs of its node.
 
 set -euo pipefail                                     # stop at the first mistake
 deck=${1:?usage: sbatch slurm.sh DECK RUN_FOLDER}     # what to train
 run=${2:?usage: sbatch slurm.sh DECK RUN_FOLDER}      # where: the run folder (run.dir)
 shift 2                                               # the rest goes to saker train
 cd "${SLURM_SUBMIT_DIR:?start this script by sbatch}" # paths start where sbatch was called
-# shellcheck source=/dev/null
-. "${SAKER_SITE_ENV:-/dev/null}"                      # a site's own modules and variables
-saker=${SAKER:-build/saker}                           # the program; where it was not built,
-[ -n "${SAKER:-}" ] || [ -x "$saker" ] || saker=saker # the installed one in PATH
+job=$SLURM_JOB_ID                                     # for jobs.txt
+if [ -z "${SAKER_JOBSCRIPTS:-}" ]; then               # Slurm runs a copy of this script: where is
+  SAKER_JOBSCRIPTS=$(scontrol show job "$job" | sed -n 's|^ *Command=\(.*\)/slurm\.sh.*|\1|p') # the original?
+  export SAKER_JOBSCRIPTS                             # a job that follows starts from there
+fi
+# shellcheck source=jobscripts/site.sh
+. "${SAKER_SITE:-$SAKER_JOBSCRIPTS/site.sh}"          # the site's settings
+# shellcheck source=jobscripts/job.sh
+. "$SAKER_JOBSCRIPTS/job.sh"                          # one_job
 
 export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"    # threads of a rank
 export OMP_PLACES=cores OMP_PROC_BIND=close           # each on a core of its own, near its rank
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # newer srun does not take it from the job
 
-# srun if it speaks the PMIx that Open MPI was built with, else mpirun, which asks Slurm for nodes.
-if srun --mpi=list 2>&1 | grep -q pmix; then
+if [ "$launcher" = auto ]; then                       # srun if it speaks the PMIx that Open MPI
+  srun --mpi=list 2>&1 | grep -q pmix && launcher=srun || launcher=mpirun # was built with
+fi
+if [ "$launcher" = srun ]; then                       # srun:
   launch=(srun --mpi=pmix --kill-on-bad-exit=1)       # one failing rank ends the whole step
-else
+  [ -z "$gpus" ] || launch+=("--gpus-per-node=$gpus" --gpu-bind=none) # all GPUs for every rank
+else                                                  # mpirun:
   launch=(mpirun)                                     # ranks and nodes come from the job
 fi
 
-# value KEY: from status.json, the state or the step of the run; nothing before the first job.
-value() {
-  sed -n "s/.*\"$1\": *\"\{0,1\}\([a-z0-9]*\).*/\1/p" "$run/status.json" 2>/dev/null | head -1
-}
-before=$(value step) || before=                       # steps done by earlier jobs
-
-"${launch[@]}" "$saker" train -i "$deck" --set "run.dir=$run" "$@" &  # beside this shell,
-pid=$!                                                # which listens to signals meanwhile
-trap 'kill -USR1 $pid 2>/dev/null || true' USR1       # time is nearly up: save and stop
-rc=0
-wait $pid || rc=$?                                    # the end of the run, or a signal
-while [ $rc -gt 128 ] && kill -0 $pid 2>/dev/null; do # a signal: wait on
-  rc=0
-  wait $pid || rc=$?
-done
-[ $rc -eq 0 ] || { echo "slurm.sh: saker ended with exit code $rc"; exit $rc; }  # see the log above
-
-case $(value state) in
-complete) echo "slurm.sh: the run is complete" ;;     # nothing more to do
-incomplete)                                           # stopped in time: go on in the next job
-  if [ "$(value step)" = "${before:-0}" ]; then       # unless this job got nowhere
-    echo "slurm.sh: no step was made in this job: is the time limit too short?"
-    exit 1
-  fi
-  echo "slurm.sh: stopped at step $(value step), queueing the job again"
-  scontrol requeue "$SLURM_JOB_ID" ;;                 # same options; starts in 2 minutes
-*) echo "slurm.sh: $run/status.json says neither complete nor incomplete"; exit 1 ;;
+verdict=stop rc=1                                     # if one_job does not get that far
+one_job "$run" "${launch[@]}" "$saker" train -i "$deck" --set "run.dir=$run" "$@" # until done or time is up
+case $verdict in                                      # what now?
+done) exit 0 ;;                                       # the run is complete
+stop) exit "$((rc > 0 ? rc : 1))" ;;                  # it needs a person
 esac
+if [ "$again" = follow ]; then                        # another job, with its own number and log:
+  # shellcheck disable=SC2086 # submit: several options
+  sbatch $submit "$SAKER_JOBSCRIPTS/slurm.sh" "$deck" "$run" "$@" # starts as soon as there is room
+else                                                  # or this one once more, with all its options:
+  scontrol requeue "$SLURM_JOB_ID"                    # starts in 2 minutes
+fi

@@ -94,6 +94,8 @@ static void cpu_stream_destroy(sk_stream *s) {
   sk_free(s);
 }
 
+static void cpu_range(const char *name) { (void)name; }
+
 static void cpu_sync(sk_stream *s) {
   (void)s;
 }
@@ -160,6 +162,45 @@ static void cpu_zero(sk_stream *s, void *p, size_t bytes) {
   }
 }
 
+// ---- between ranks: the host's memory is the device's, and nobody else's ----
+
+static bool cpu_event_done(sk_event *ev) {
+  (void)ev;
+  return true;
+}
+
+static int cpu_share(sk_device *d, const void *p, sk_share *out, sk_err *e) {
+  (void)d, (void)p, (void)out;
+  return sk_fail(e, SK_FAILED, "the CPU's ranks do not share memory");
+}
+
+static void *cpu_map(sk_device *d, const sk_share *s, sk_err *e) {
+  (void)d, (void)s;
+  sk_fail(e, SK_FAILED, "the CPU's ranks do not share memory");
+  return NULL;
+}
+
+static void cpu_unmap(sk_device *d, void *base) {
+  (void)d, (void)base;
+}
+
+static sk_event *cpu_event_share(sk_device *d, sk_share *out, sk_err *e) {
+  (void)d, (void)out;
+  sk_fail(e, SK_FAILED, "the CPU's ranks do not share events");
+  return NULL;
+}
+
+static sk_event *cpu_event_map(sk_device *d, const sk_share *s, sk_err *e) {
+  (void)d, (void)s;
+  sk_fail(e, SK_FAILED, "the CPU's ranks do not share events");
+  return NULL;
+}
+
+static void cpu_memory(sk_device *d, size_t *free, size_t *total) {
+  (void)d;
+  *free = *total = 0;
+}
+
 // To the nearest, ties to even; NaN stays NaN.
 static uint16_t to_bf16(float x) {
   uint32_t u;
@@ -223,8 +264,10 @@ const sk_ops sk_cpu_ops = {
     .free = cpu_free,
     .used = cpu_used,
     .stream_create = cpu_stream_create,
+    .copy_stream_create = cpu_stream_create,
     .stream_destroy = cpu_stream_destroy,
     .sync = cpu_sync,
+    .range = cpu_range,
     .event_create = cpu_event_create,
     .event_destroy = cpu_event_destroy,
     .record = cpu_record,
@@ -235,6 +278,16 @@ const sk_ops sk_cpu_ops = {
     .to_host = cpu_copy,
     .from_host = cpu_copy,
     .zero = cpu_zero,
+    .event_done = cpu_event_done,
+    .host_alloc = cpu_alloc,
+    .host_free = cpu_free,
+    .copy_host = cpu_copy,
+    .share = cpu_share,
+    .map = cpu_map,
+    .unmap = cpu_unmap,
+    .event_share = cpu_event_share,
+    .event_map = cpu_event_map,
+    .memory = cpu_memory,
     .cast = cpu_cast,
     .gemm = sk_cpu_gemm,
     .bias = sk_cpu_bias,

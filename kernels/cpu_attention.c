@@ -156,7 +156,7 @@ static void online_softmax(const call *c, tile *t, float *max, float *sum, float
   int64_t hd = c->d->hd;
   for (int64_t r = 0; r < t->nr; r++) {
 #pragma omp simd
-    for (int64_t i = 0; i < hd; i++) o[r * hd + i] *= shrink[r];
+    for (int64_t i = 0; i < hd; i++) o[r * hd + i] *= shrink[r]; // cppcheck-suppress uninitvar
   }
 }
 

@@ -27,8 +27,8 @@ static conv_call conv_setup(sk_stream *s, const sk_conv_dims *d, const void *x, 
   char *scratch = sk_cpu_scratch(s, part + taps);
   conv_call v = {.d = d, .cd = cd, .blocks = sk_ceil_div(cd, BLOCK), .x = x, .halo = halo};
   v.start = start;
-  v.part = grad ? (double *)scratch : NULL;
-  v.w = (float *)(scratch + part);
+  v.part = grad ? (double *)(void *)scratch : NULL;
+  v.w = (float *)(void *)(scratch + part);
   v.bias = v.w + d->K * cd;
   v.mult = v.bias + cd;
   for (int64_t c = 0; c < cd; c++) {

@@ -20,7 +20,7 @@ sk_ssd_call sk_ssd_open(const sk_ssd_dims *d, const float *A_log, const int32_t 
                         void *scratch, float **rest) {
   double *A = scratch;
   for (int64_t h = 0; h < d->nh; h++) A[h] = -exp((double)A_log[h]);
-  *rest = (float *)((char *)scratch + sk_ssd_open_bytes(d));
+  *rest = (float *)(void *)((char *)scratch + sk_ssd_open_bytes(d));
   return (sk_ssd_call){
       .d = d, .chunks = sk_ceil_div(d->T, d->Q), .state = d->P * d->N, .start = start, .A = A};
 }

@@ -20,15 +20,12 @@ struct sk_device {
 struct sk_stream {
   sk_device *device;
   cudaStream_t stream;
-  void *scratch, *workspace; // SK_CUDA_SCRATCH, SK_CUDA_WORKSPACE
+  void *scratch, *workspace; // SK_CUDA_SCRATCH, SK_CUDA_WORKSPACE; NULL, as stage, for copies alone
   // Copies from and to the host pass through pinned memory, the halves in turn.
   char *stage[2];
   cudaEvent_t staged[2]; // the last copy of that half
   int turn;
-};
-
-struct sk_event {
-  cudaEvent_t event;
+  size_t used; // of the half before, by small copies from the host
 };
 
 void sk_cuda_check(cudaError_t rc, const char *what, const char *file, int line) {
@@ -47,6 +44,9 @@ static int version_minor(int v) {
 
 static int cuda_count(sk_err *e) {
   int n = 0, driver = 0;
+  // As many hardware queues as there are: streams that share one hold each other up, and those of
+  // exchanges wait for other ranks.
+  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
   cudaError_t rc = cudaGetDeviceCount(&n);
   if (rc == cudaSuccess && n > 0) return n;
   cudaGetLastError(); // forget it
@@ -175,10 +175,16 @@ static void *must_alloc(size_t bytes) {
   return p;
 }
 
-static sk_stream *cuda_stream_create(sk_device *d) {
+static sk_stream *cuda_copy_stream_create(sk_device *d) {
   sk_stream *s = sk_calloc(1, sizeof *s);
   s->device = d;
   SK_CUDA(cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking));
+  return s;
+}
+
+static sk_stream *cuda_stream_create(sk_device *d) {
+  sk_stream *s = cuda_copy_stream_create(d);
+  s->used = STAGE;
   s->scratch = must_alloc(SK_CUDA_SCRATCH);
   s->workspace = must_alloc(SK_CUDA_WORKSPACE);
   for (int i = 0; i < 2; i++) {
@@ -191,7 +197,7 @@ static sk_stream *cuda_stream_create(sk_device *d) {
 static void cuda_stream_destroy(sk_stream *s) {
   if (!s) return;
   SK_CUDA(cudaStreamSynchronize(s->stream));
-  for (int i = 0; i < 2; i++) {
+  for (int i = 0; i < 2 && s->scratch; i++) {
     SK_CUDA(cudaFreeHost(s->stage[i]));
     SK_CUDA(cudaEventDestroy(s->staged[i]));
   }
@@ -249,7 +255,8 @@ void *sk_cuda_workspace(sk_stream *s) {
 }
 
 void *sk_cuda_scratch(sk_stream *s, size_t bytes) {
-  SK_CHECK(bytes <= SK_CUDA_SCRATCH, "%zu bytes of scratch asked for, a stream has %d", bytes,
+  SK_CHECK(s->scratch && bytes <= SK_CUDA_SCRATCH,
+           "%zu bytes of scratch asked for, a stream has %d (one for copies: none)", bytes,
            SK_CUDA_SCRATCH);
   return s->scratch;
 }
@@ -271,6 +278,7 @@ static void cuda_copy2d(sk_stream *s, void *dst, size_t ldd, const void *src, si
 static int next_stage(sk_stream *s) {
   int i = s->turn;
   s->turn = 1 - i;
+  s->used = STAGE;
   SK_CUDA(cudaEventSynchronize(s->staged[i]));
   return i;
 }
@@ -279,12 +287,20 @@ static size_t piece(size_t bytes, size_t at) {
   return bytes - at < STAGE ? bytes - at : STAGE;
 }
 
+// Small copies fill a half one behind the other, so that the host waits for the stream once in
+// STAGE bytes and not at every micro-batch's tokens.
 static void cuda_from_host(sk_stream *s, void *dev, const void *host, size_t bytes) {
   for (size_t at = 0; at < bytes; at += STAGE) {
     size_t n = piece(bytes, at);
-    int i = next_stage(s);
-    memcpy(s->stage[i], (const char *)host + at, n);
-    SK_CUDA(cudaMemcpyAsync((char *)dev + at, s->stage[i], n, cudaMemcpyHostToDevice, s->stream));
+    if (n > STAGE - s->used) {
+      next_stage(s);
+      s->used = 0;
+    }
+    int i = 1 - s->turn;
+    char *pinned = s->stage[i] + s->used;
+    s->used += (n + 15) / 16 * 16;
+    memcpy(pinned, (const char *)host + at, n);
+    SK_CUDA(cudaMemcpyAsync((char *)dev + at, pinned, n, cudaMemcpyHostToDevice, s->stream));
     SK_CUDA(cudaEventRecord(s->staged[i], s->stream));
   }
 }
@@ -328,8 +344,10 @@ static const sk_ops ops = {
     .free = cuda_free,
     .used = cuda_used,
     .stream_create = cuda_stream_create,
+    .copy_stream_create = cuda_copy_stream_create,
     .stream_destroy = cuda_stream_destroy,
     .sync = cuda_sync,
+    .range = sk_cuda_range,
     .event_create = cuda_event_create,
     .event_destroy = cuda_event_destroy,
     .record = cuda_record,
@@ -340,6 +358,16 @@ static const sk_ops ops = {
     .to_host = cuda_to_host,
     .from_host = cuda_from_host,
     .zero = cuda_zero,
+    .event_done = sk_cuda_event_done,
+    .host_alloc = sk_cuda_host_alloc,
+    .host_free = sk_cuda_host_free,
+    .copy_host = sk_cuda_copy_host,
+    .share = sk_cuda_share,
+    .map = sk_cuda_map,
+    .unmap = sk_cuda_unmap,
+    .event_share = sk_cuda_event_share,
+    .event_map = sk_cuda_event_map,
+    .memory = sk_cuda_memory,
     .cast = sk_cuda_cast,
     .gemm = sk_cuda_gemm,
     .bias = sk_cuda_bias,

@@ -21,6 +21,10 @@ extern "C" {
 void sk_cuda_check(cudaError_t rc, const char *what, const char *file, int line);
 #define SK_CUDA(call) sk_cuda_check((call), #call, __FILE__, __LINE__)
 
+struct sk_event {
+  cudaEvent_t event;
+};
+
 cudaStream_t sk_cuda_stream(sk_stream *s);
 sk_dtype sk_cuda_act(sk_stream *s);
 int sk_cuda_sms(sk_stream *s); /* streaming multiprocessors of the device */
@@ -41,8 +45,23 @@ sk_cuda_blas *sk_cuda_blas_of(sk_stream *s);
 enum { SK_CUDA_WORKSPACE = 32 << 20 };
 void *sk_cuda_workspace(sk_stream *s);
 
+/* cuda_share.c: pinned memory, and what other processes of the node may use. */
+bool sk_cuda_event_done(sk_event *ev);
+void *sk_cuda_host_alloc(sk_device *d, size_t bytes);
+void sk_cuda_host_free(sk_device *d, void *p);
+void sk_cuda_copy_host(sk_stream *s, void *dst, const void *src, size_t bytes);
+int sk_cuda_share(sk_device *d, const void *p, sk_share *out, sk_err *e);
+void *sk_cuda_map(sk_device *d, const sk_share *s, sk_err *e);
+void sk_cuda_unmap(sk_device *d, void *base);
+sk_event *sk_cuda_event_share(sk_device *d, sk_share *out, sk_err *e);
+sk_event *sk_cuda_event_map(sk_device *d, const sk_share *s, sk_err *e);
+void sk_cuda_memory(sk_device *d, size_t *free, size_t *total);
+
 /* cuda_misc.cu: whether this program has code for the current GPU. */
 cudaError_t sk_cuda_probe(void);
+
+/* cuda_range.c: sk_ops.range, for Nsight. */
+void sk_cuda_range(const char *name);
 
 /* ---- launchers; each has the signature and the contract of its table entry ---- */
 

@@ -33,6 +33,13 @@ typedef struct sk_device sk_device; /* backend-private; one per process */
 typedef struct sk_stream sk_stream; /* an ordered queue of work on one device */
 typedef struct sk_event sk_event;   /* a mark in a stream that another stream can wait for */
 
+/* Device memory or an event of another process on the same node, as that process describes it. Plain
+ * data: sent by the caller, in any way. */
+typedef struct sk_share {
+  unsigned char handle[64];
+  uint64_t offset; /* of memory: from the start of its allocation */
+} sk_share;
+
 /* Attention: queries are tokens q0 .. q0+Tq-1 of a sequence whose keys 0 .. Tk-1 are given. */
 typedef struct sk_attn_dims {
   int64_t b, Tq, Tk, q0;      /* sequences, queries and keys per sequence, first query's position */
@@ -94,7 +101,11 @@ typedef struct sk_ops {
    * the process's. */
   size_t (*used)(sk_device *);
   sk_stream *(*stream_create)(sk_device *);
+  /* A stream for copies and events alone: it has no scratch for other ops. */
+  sk_stream *(*copy_stream_create)(sk_device *);
   void (*stream_destroy)(sk_stream *);
+  /* A named range of the host's time line for profilers, nested; NULL ends the innermost one. */
+  void (*range)(const char *name);
   void (*sync)(sk_stream *); /* the host waits until the stream is empty */
   sk_event *(*event_create)(sk_device *);
   void (*event_destroy)(sk_event *);
@@ -111,6 +122,29 @@ typedef struct sk_ops {
   void (*to_host)(sk_stream *, void *host, const void *dev, size_t bytes);
   void (*from_host)(sk_stream *, void *dev, const void *host, size_t bytes);
   void (*zero)(sk_stream *, void *p, size_t bytes);
+
+  /* ---- for what passes between ranks ---- */
+  /* Whether what the event marks is over; does not wait. An event that was never recorded is. */
+  bool (*event_done)(sk_event *);
+  /* Host memory that the device itself copies from and to; NULL when there is not enough. */
+  void *(*host_alloc)(sk_device *, size_t bytes);
+  void (*host_free)(sk_device *, void *);
+  /* Like copy, with one side in memory of host_alloc: asynchronous for the host as well. */
+  void (*copy_host)(sk_stream *, void *dst, const void *src, size_t bytes);
+  /* Describes the memory that p lies in to another process of this node, which maps it: map gives
+   * the start of the allocation. Both give an error where the devices or the system cannot. Who owns
+   * the memory frees it after the other has unmapped it. */
+  int (*share)(sk_device *, const void *p, sk_share *, sk_err *e);
+  void *(*map)(sk_device *, const sk_share *, sk_err *e);
+  void (*unmap)(sk_device *, void *base);
+  /* An event that another process can map: this one records it, that one's streams wait for it.
+   * event_destroy ends either; NULL and *e where it cannot be. */
+  sk_event *(*event_share)(sk_device *, sk_share *, sk_err *e);
+  sk_event *(*event_map)(sk_device *, const sk_share *, sk_err *e);
+  /* Bytes of the device's memory that nobody uses, and all of it; 0 and 0 where that is not known. */
+  void (*memory)(sk_device *, size_t *free, size_t *total);
+
+  /* ---- arithmetic ---- */
   void (*cast)(sk_stream *, void *dst, sk_dtype to, const void *src, sk_dtype from, int64_t n);
 
   /* ---- linear algebra ---- */
@@ -238,7 +272,8 @@ typedef struct sk_ops {
   void (*sum)(sk_stream *, double *sum, const float *x, int64_t n);
 
   /* ---- optimizer, fp32 ---- */
-  /* out[i] = sum of squares of x[off[i] .. off[i+1]-1] in double; off: host array of nblk+1. */
+  /* out[i] = sum of squares of x[off[i] .. off[i+1]-1] in double; off: host array of nblk+1. Zeros at
+   * the end of a block change no bit: how much padding follows a parameter depends on pp. */
   void (*sqnorm)(sk_stream *, double *out, const float *x, const int64_t *off, int64_t nblk);
   /* AdamW with decoupled weight decay (6.2) on n elements; w: act copy of p, or NULL when act is fp32
    * and p is the weight itself. */

@@ -73,6 +73,8 @@ static double plan_elapsed(sk_event *from, sk_event *to) {
 
 static void plan_stream_destroy(sk_stream *s) {}
 
+static void plan_range(const char *name) { (void)name; }
+
 static void plan_sync(sk_stream *s) {}
 
 static void plan_event_destroy(sk_event *ev) {}
@@ -91,6 +93,35 @@ static void plan_to_host(sk_stream *s, void *host, const void *dev, size_t bytes
 static void plan_from_host(sk_stream *s, void *dev, const void *host, size_t bytes) {}
 
 static void plan_zero(sk_stream *s, void *p, size_t bytes) {}
+
+static bool plan_event_done(sk_event *ev) {
+  return true;
+}
+
+static void plan_host_free(sk_device *d, void *p) {}
+
+static int plan_share(sk_device *d, const void *p, sk_share *out, sk_err *e) {
+  return sk_fail(e, SK_FAILED, "the planning device has no memory to share");
+}
+
+static void *plan_map(sk_device *d, const sk_share *s, sk_err *e) {
+  sk_fail(e, SK_FAILED, "the planning device maps no memory");
+  return NULL;
+}
+
+static sk_event *plan_event_share(sk_device *d, sk_share *out, sk_err *e) {
+  sk_fail(e, SK_FAILED, "the planning device has no events to share");
+  return NULL;
+}
+
+static sk_event *plan_event_map(sk_device *d, const sk_share *s, sk_err *e) {
+  sk_fail(e, SK_FAILED, "the planning device maps no events");
+  return NULL;
+}
+
+static void plan_memory(sk_device *d, size_t *free, size_t *total) {
+  *free = *total = 0;
+}
 
 static void plan_cast(sk_stream *s, void *dst, sk_dtype to, const void *src, sk_dtype from,
                       int64_t n) {}
@@ -216,8 +247,10 @@ const sk_ops sk_plan_ops = {
     .free = plan_free,
     .used = plan_used,
     .stream_create = plan_stream_create,
+    .copy_stream_create = plan_stream_create,
     .stream_destroy = plan_stream_destroy,
     .sync = plan_sync,
+    .range = plan_range,
     .event_create = plan_event_create,
     .event_destroy = plan_event_destroy,
     .record = plan_record,
@@ -228,6 +261,16 @@ const sk_ops sk_plan_ops = {
     .to_host = plan_to_host,
     .from_host = plan_from_host,
     .zero = plan_zero,
+    .event_done = plan_event_done,
+    .host_alloc = plan_alloc,
+    .host_free = plan_host_free,
+    .copy_host = plan_copy,
+    .share = plan_share,
+    .map = plan_map,
+    .unmap = plan_free,
+    .event_share = plan_event_share,
+    .event_map = plan_event_map,
+    .memory = plan_memory,
     .cast = plan_cast,
     .gemm = plan_gemm,
     .bias = plan_bias,

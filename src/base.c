@@ -53,15 +53,19 @@ static void say(FILE *out, const char *prefix, const char *fmt, va_list ap) {
   if (g_rank != 0) return;
   va_list again;
   va_copy(again, ap);
+  flockfile(out); // lines of other threads stay apart
   fputs(prefix, out);
   vfprintf(out, fmt, ap);
   fputc('\n', out);
   fflush(out);
+  funlockfile(out);
   if (g_log) {
+    flockfile(g_log);
     fputs(prefix, g_log);
     vfprintf(g_log, fmt, again);
     fputc('\n', g_log);
     fflush(g_log);
+    funlockfile(g_log);
   }
   va_end(again);
 }
@@ -134,8 +138,8 @@ bool sk_mul(int64_t a, int64_t b, int64_t *out) {
 }
 
 static const char *scaled(double x, double base, const char *const *unit, int n) {
-  static char buf[4][32];
-  static int at;
+  static _Thread_local char buf[4][32];
+  static _Thread_local int at;
   int u = 0;
   while (fabs(x) >= base && u < n - 1) x /= base, u++;
   char *s = buf[at = (at + 1) % 4];

@@ -77,7 +77,7 @@ double sk_now(void);
 /* a * b for sizes that come from files: false when it would exceed INT64_MAX or an input is < 0. */
 bool sk_mul(int64_t a, int64_t b, int64_t *out);
 
-/* "1234567" -> "1.23 M"; "1048576" -> "1.00 MiB". Static buffers, four calls deep. */
+/* "1234567" -> "1.23 M"; "1048576" -> "1.00 MiB". Buffers of the thread, four calls deep. */
 const char *sk_si(double x);
 const char *sk_bytes(double x);
 

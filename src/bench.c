@@ -18,6 +18,11 @@ typedef struct options {
   int64_t repeat, warmup;
 } options;
 
+static const struct {
+  const char *name;
+  int (*run)(sk_bench *b, sk_err *e); /* NULL: io, which has an argument more */
+} bench[] = {{"ops", sk_bench_ops}, {"layer", sk_bench_layer}, {"step", sk_bench_step}, {"comm", sk_bench_comm}, {"io", NULL}};
+
 enum { O_SET = 256, O_JSON, O_REPEAT, O_WARMUP, O_FOLDER };
 
 static int usage(sk_err *e, const char *what) {
@@ -52,7 +57,7 @@ static int parse(int argc, char **argv, options *o, sk_err *e) {
     }
   }
   if (!e->code && optind < argc) sk_fail(e, SK_USAGE, "saker bench: unexpected '%s'", argv[optind]);
-  bool model = strcmp(o->what, "ops") == 0 || strcmp(o->what, "step") == 0;
+  bool model = strcmp(o->what, "comm") != 0;
   if (!e->code && model && !o->deck) usage(e, "no deck: give -i DECK (for example input/bench.yaml)");
   return e->code;
 }
@@ -128,7 +133,7 @@ static int write_json(const sk_bench *b, const char *path, sk_err *e) {
   return SK_OK;
 }
 
-/* ops and step measure the deck's device. */
+/* The deck's device. */
 static int choose_device(sk_bench *b, sk_err *e) {
   const sk_ops *op = b->cfg ? sk_device_choose(b->comm, b->cfg->run.device, false, false, e) : b->op;
   if (!op) return e->code;
@@ -139,16 +144,16 @@ static int choose_device(sk_bench *b, sk_err *e) {
 
 static int run_bench(sk_bench *b, const options *o, sk_err *e) {
   if (choose_device(b, e) != SK_OK) return e->code;
-  if (strcmp(o->what, "ops") == 0) return sk_bench_ops(b, e);
-  if (strcmp(o->what, "step") == 0) return sk_bench_step(b, e);
-  if (strcmp(o->what, "comm") == 0) return sk_bench_comm(b, e);
+  for (size_t i = 0; i < sizeof bench / sizeof *bench; i++)
+    if (strcmp(o->what, bench[i].name) == 0 && bench[i].run) return bench[i].run(b, e);
   return sk_bench_io(b, o->folder, e);
 }
 
 int sk_bench_run(MPI_Comm comm, int argc, char **argv, sk_err *e) {
   const char *what = argc > 1 ? argv[1] : "";
-  if (strcmp(what, "ops") && strcmp(what, "step") && strcmp(what, "comm") && strcmp(what, "io"))
-    return usage(e, "give ops, step, comm or io");
+  bool known = false;
+  for (size_t i = 0; i < sizeof bench / sizeof *bench; i++) known |= strcmp(what, bench[i].name) == 0;
+  if (!known) return usage(e, "give ops, layer, step, comm or io");
   options o = {.what = what, .repeat = 7, .warmup = 2, .folder = "."};
   o.set = sk_calloc((size_t)argc, sizeof *o.set);
   char *command = command_text(argc, argv), *name = NULL;

@@ -9,7 +9,7 @@
 typedef struct sk_bench {
   MPI_Comm comm;
   int rank, ranks;
-  const sk_config *cfg;     /* NULL for comm and io */
+  const sk_config *cfg;     /* NULL for comm */
   const char *model;        /* name of the model, from the deck */
   const char *command;      /* how to run this again */
   int64_t repeat, warmup;
@@ -18,7 +18,7 @@ typedef struct sk_bench {
   json_t *results;          /* array, on rank 0 */
 } sk_bench;
 
-/* Collective. The whole verb; what is argv[1]: ops, step, comm or io. */
+/* Collective. The whole verb; what is argv[1]: ops, layer, step, comm or io. */
 int sk_bench_run(MPI_Comm comm, int argc, char **argv, sk_err *e);
 
 /* Appends an object with the fields that every result has; more are added by the caller. */
@@ -31,9 +31,10 @@ double sk_bench_time(const sk_bench *b, sk_stream *st, void (*run)(void *arg), v
 /* Fills n host floats with N(0, scale^2). */
 void sk_bench_random(float *x, int64_t n, uint64_t key, double scale);
 
-/* Collective. The four benches. */
+/* Collective. The benches; ops and layer on one rank. */
 int sk_bench_ops(sk_bench *b, sk_err *e);
+int sk_bench_layer(sk_bench *b, sk_err *e);
 int sk_bench_step(sk_bench *b, sk_err *e);
 int sk_bench_comm(sk_bench *b, sk_err *e);
-int sk_bench_io(sk_bench *b, const char *folder, sk_err *e);
+int sk_bench_io(sk_bench *b, const char *folder, sk_err *e); /* in FOLDER/saker-bench, removed at the end */
 #endif

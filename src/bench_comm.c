@@ -1,13 +1,17 @@
-/* bench_comm.c: the communication table's operations by size, and parallel HDF5. */
+/* bench_comm.c: the communication tables' operations by size. */
 #include "src/bench.h"
-#include "io/fsutil.h"
-#include "io/h5.h"
+#include "src/device.h"
+#include "src/transport.h"
 #include <stdio.h>
 #include <string.h>
+
+enum { SMALLEST = 1 << 10, LARGEST = 16 << 20 }; /* floats: 4 KiB to 64 MiB */
 
 typedef struct call {
   const sk_comm_ops *comm;
   sk_group *group;
+  const sk_ops *op;
+  sk_device *dev;
   sk_stream *st;
   int kind, rank, ranks;
   int64_t count; /* floats */
@@ -15,10 +19,19 @@ typedef struct call {
   void *ws;
 } call;
 
-static void once(void *arg) {
-  call *k = arg;
-  size_t bytes = (size_t)k->count * sizeof(float);
+/* To the next rank and from the one before, both at once. */
+static void pass_on(const call *k, size_t bytes) {
   int next = (k->rank + 1) % k->ranks, before = (k->rank + k->ranks - 1) % k->ranks;
+  k->comm->together(k->group, k->st, true);
+  sk_ticket *in = k->comm->recv(k->group, k->st, k->b, bytes, before, 1);
+  sk_ticket *out = k->comm->send(k->group, k->st, k->a, bytes, next, 1);
+  k->comm->together(k->group, k->st, false);
+  k->comm->wait(k->group, k->st, in);
+  k->comm->wait(k->group, k->st, out);
+}
+
+static void once(const call *k) {
+  size_t bytes = (size_t)k->count * sizeof(float);
   sk_ticket *t = NULL;
   switch (k->kind) {
     case SK_COMM_GATHER: t = k->comm->all_gather(k->group, k->st, k->b, k->a, bytes); break;
@@ -26,35 +39,36 @@ static void once(void *arg) {
       t = k->comm->reduce_scatter(k->group, k->st, k->a, k->b, k->count, SK_F32, k->ws);
       break;
     case SK_COMM_REDUCE: t = k->comm->all_reduce(k->group, k->st, k->a, k->count, SK_F32, k->ws); break;
-    default: {
-      sk_ticket *in = k->comm->recv(k->group, k->st, k->b, bytes, before, 1);
-      t = k->comm->send(k->group, k->st, k->a, bytes, next, 1);
-      k->comm->wait(k->group, k->st, in);
-    }
+    default: pass_on(k, bytes); return;
   }
   k->comm->wait(k->group, k->st, t);
 }
 
-/* All ranks make the same number of calls, so the number cannot depend on a rank's own clock. */
-static double time_all(const sk_bench *b, call *k, const sk_ops *op) {
+/* All ranks make the same number of calls, so the number cannot depend on a rank's own clock. A device that works
+ * behind the host gets several calls at once, as in training. */
+static double time_all(const sk_bench *b, const call *k) {
+  int calls = k->op == sk_cuda ? 10 : 1;
   double best = 1e30;
   for (int64_t i = 0; i < b->warmup; i++) once(k);
   for (int64_t i = 0; i < b->repeat; i++) {
+    k->op->sync(k->st);
     MPI_Barrier(b->comm);
     double begin = sk_now(), mine;
-    once(k);
-    op->sync(k->st);
-    mine = sk_now() - begin;
+    for (int j = 0; j < calls; j++) once(k);
+    k->op->sync(k->st);
+    mine = (sk_now() - begin) / calls;
     SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &mine, 1, MPI_DOUBLE, MPI_MAX, b->comm));
     if (mine < best) best = mine;
   }
   return best;
 }
 
-/* bytes: what every rank contributes; gbps: what it sends and receives for that, per second (bus bandwidth). */
-static void report(sk_bench *b, const char *device, const char *kind, double bytes, double moved, double s) {
-  sk_say("  %-16s %12s %12.3f ms %10.3f GB/s", kind, sk_bytes(bytes), 1e3 * s, 1e-9 * moved / s);
-  json_t *o = sk_bench_result(b, "comm", device);
+/* bytes: what every rank contributes; gbps: what it sends (and receives as much) for that, per second. */
+static void report(sk_bench *b, const call *k, double bytes, double moved, double s) {
+  const char *kind = sk_comm_kind_name[k->kind];
+  sk_say("  %-6s %-8s %12s %12.3f ms %10.3f GB/s", k->comm->name, kind, sk_bytes(bytes), 1e3 * s, 1e-9 * moved / s);
+  json_t *o = sk_bench_result(b, "comm", k->op->describe(k->dev));
+  json_object_set_new(o, "transport", json_string(k->comm->name));
   json_object_set_new(o, "kind", json_string(kind));
   json_object_set_new(o, "bytes", json_real(bytes));
   json_object_set_new(o, "ms", json_real(1e3 * s));
@@ -62,75 +76,74 @@ static void report(sk_bench *b, const char *device, const char *kind, double byt
   if (!b->results) json_decref(o);
 }
 
-static void one_size(sk_bench *b, call *k, const char *device) {
-  double bytes = (double)k->count * sizeof(float), p = b->ranks;
-  const double moved[SK_COMM_KINDS] = {(p - 1) * bytes, (p - 1) * bytes, 2 * (p - 1) / p * bytes, bytes};
-  for (int kind = 0; kind < SK_COMM_KINDS; kind++) {
-    k->kind = kind;
-    report(b, device, sk_comm_kind_name[kind], bytes, moved[kind], time_all(b, k, b->op));
+/* One table by size: its collectives if it has any, and messages. */
+static void one_table(sk_bench *b, call *k, sk_err *e) {
+  const double p = b->ranks;
+  k->group = k->comm->open(b->comm, k->op, k->dev, e);
+  if (!k->group) return;
+  for (k->kind = k->comm->all_gather ? 0 : SK_COMM_SEND; k->kind < SK_COMM_KINDS; k->kind++)
+    for (k->count = SMALLEST; k->count <= LARGEST; k->count *= 4) {
+      double bytes = (double)k->count * sizeof(float);
+      const double moved[SK_COMM_KINDS] = {(p - 1) * bytes, (p - 1) * bytes, 2 * (p - 1) / p * bytes, bytes};
+      report(b, k, bytes, moved[k->kind], time_all(b, k));
+    }
+  k->comm->close(k->group);
+}
+
+static void all_tables(sk_bench *b, call *k, sk_err *e) {
+  const sk_comm_ops *cpu[] = {&sk_comm_mpi}, *gpu[] = {sk_comm_nccl, &sk_comm_mpi}, **table = cpu;
+  int n = 1;
+  if (k->op == sk_cuda) table = gpu, n = 2;
+  for (int i = 0; i < n && !e->code; i++)
+    if ((k->comm = table[i])) one_table(b, k, e);
+  for (int t = SK_TRANSPORT_IPC; t < SK_NTRANSPORTS && k->op == sk_cuda && !e->code; t++) {
+    sk_err why = {0};
+    if (t == SK_TRANSPORT_NCCL && !sk_comm_nccl) continue;
+    k->comm = sk_transport_table(t);
+    if (t == SK_TRANSPORT_IPC) sk_say("The pipeline's transports");
+    one_table(b, k, &why);
+    if (why.code) sk_say("  %-6s does not work here: %s", k->comm->name, why.msg);
   }
+}
+
+static int node_rank(MPI_Comm comm) {
+  MPI_Comm node;
+  int rank;
+  SK_MPI(MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node));
+  SK_MPI(MPI_Comm_rank(node, &rank));
+  SK_MPI(MPI_Comm_free(&node));
+  return rank;
 }
 
 int sk_bench_comm(sk_bench *b, sk_err *e) {
-  enum { LARGEST = 16 << 20 }; /* floats: 64 MiB */
   if (b->ranks < 2) return sk_fail(e, SK_USAGE, "saker bench comm: needs at least 2 ranks (mpirun -np 2 ...)");
-  sk_device *dev = b->op->open(0, SK_F32, e);
-  if (sk_agree(b->comm, e) != SK_OK) return e->code;
-  call k = {.comm = b->comms, .rank = b->rank, .ranks = b->ranks, .st = b->op->stream_create(dev)};
-  k.group = k.comm->open(b->comm, b->op, dev, e);
+  call k = {.rank = b->rank, .ranks = b->ranks};
+  k.op = sk_device_choose(b->comm, b->cfg ? b->cfg->run.device : SK_DEVICE_AUTO, false, false, e);
+  if (!k.op) return e->code;
+  k.dev = k.op->open(node_rank(b->comm), SK_F32, e);
+  if (sk_agree(b->comm, e) != SK_OK) {
+    k.op->close(k.dev);
+    return e->code;
+  }
+  k.st = k.op->stream_create(k.dev);
   size_t all = (size_t)b->ranks * LARGEST * sizeof(float);
-  size_t ws = k.comm->scatter_ws(b->ranks, LARGEST, SK_F32), ws2 = k.comm->reduce_ws(b->ranks, LARGEST, SK_F32);
-  k.a = b->op->alloc(dev, all), k.b = b->op->alloc(dev, all), k.ws = b->op->alloc(dev, ws > ws2 ? ws : ws2);
-  if (!e->code && (!k.a || !k.b || !k.ws)) sk_fail(e, SK_FAILED, "out of memory: %s", sk_bytes(3.0 * (double)all));
+  size_t ws = sk_comm_mpi.scatter_ws(b->ranks, LARGEST, SK_F32), ws2 = sk_comm_mpi.reduce_ws(b->ranks, LARGEST, SK_F32);
+  k.a = k.op->alloc(k.dev, all), k.b = k.op->alloc(k.dev, all), k.ws = k.op->alloc(k.dev, ws > ws2 ? ws : ws2);
+  if (!k.a || !k.b || !k.ws) sk_fail(e, SK_FAILED, "out of memory: %s", sk_bytes(3.0 * (double)all));
   if (sk_agree(b->comm, e) == SK_OK) {
-    b->op->zero(k.st, k.a, all);
-    b->op->zero(k.st, k.b, all);
-    sk_say("Communication over %d ranks (%s), best of %lld", b->ranks, k.comm->name, (long long)b->repeat);
-    for (k.count = 1 << 10; k.count <= LARGEST; k.count *= 4) one_size(b, &k, b->op->describe(dev));
+    float *host = sk_malloc(all);
+    sk_bench_random(host, (int64_t)(all / sizeof *host), (uint64_t)b->rank, 1);
+    k.op->from_host(k.st, k.a, host, all);
+    k.op->from_host(k.st, k.b, host, all);
+    sk_free(host);
+    sk_say("Communication over %d ranks with a %s, best of %lld; GB/s: sent by a rank, which receives as much", b->ranks,
+           k.op == sk_cuda ? "GPU each" : "CPU", (long long)b->repeat);
+    all_tables(b, &k, e);
   }
-  b->op->free(dev, k.a);
-  b->op->free(dev, k.b);
-  b->op->free(dev, k.ws);
-  k.comm->close(k.group);
-  b->op->stream_destroy(k.st);
-  b->op->close(dev);
-  return e->code;
-}
-
-int sk_bench_io(sk_bench *b, const char *folder, sk_err *e) {
-  enum { ROWS = 16 << 20 }; /* floats of a rank: 64 MiB */
-  char *path = sk_strf("%s/saker-bench.h5", folder);
-  const sk_dset d = {.name = "params/x", .rank = 1, .dim = {(int64_t)ROWS * b->ranks}};
-  float *x = sk_malloc((size_t)ROWS * sizeof *x);
-  sk_slab s = {.dset = 0, .start = {(int64_t)ROWS * b->rank}, .count = {ROWS}, .data = x};
-  double bytes = (double)ROWS * sizeof *x * b->ranks, seconds[2] = {1e30, 1e30};
-  sk_device *dev = b->op->open(0, SK_F32, e);
-  sk_bench_random(x, ROWS, (uint64_t)b->rank, 1);
-  for (int64_t i = 0; i < b->repeat && !e->code; i++) {
-    for (int read = 0; read < 2 && !e->code; read++) {
-      MPI_Barrier(b->comm);
-      double begin = sk_now();
-      if (read) sk_h5_read(b->comm, path, 1, &d, 1, &s, e);
-      else sk_h5_write(b->comm, path, 1, &d, 1, &s, NULL, e);
-      double t = sk_now() - begin;
-      SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &t, 1, MPI_DOUBLE, MPI_MAX, b->comm));
-      if (t < seconds[read]) seconds[read] = t;
-    }
-    if (b->rank == 0) sk_fs_remove(path);
-  }
-  for (int read = 0; read < 2 && !e->code; read++) {
-    const char *kind = read ? "read" : "write and sync";
-    sk_say("  parallel HDF5, %-16s %s in %.3f s: %.3f GB/s", kind, sk_bytes(bytes), seconds[read],
-           1e-9 * bytes / seconds[read]);
-    json_t *o = sk_bench_result(b, "io", b->op->describe(dev));
-    json_object_set_new(o, "kind", json_string(kind));
-    json_object_set_new(o, "bytes", json_real(bytes));
-    json_object_set_new(o, "ms", json_real(1e3 * seconds[read]));
-    json_object_set_new(o, "gbps", json_real(1e-9 * bytes / seconds[read]));
-    if (!b->results) json_decref(o);
-  }
-  b->op->close(dev);
-  sk_free(x);
-  sk_free(path);
+  k.op->free(k.dev, k.a);
+  k.op->free(k.dev, k.b);
+  k.op->free(k.dev, k.ws);
+  k.op->stream_destroy(k.st);
+  k.op->close(k.dev);
   return e->code;
 }

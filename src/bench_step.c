@@ -2,9 +2,10 @@
 #include "src/bench.h"
 #include "src/layout.h"
 #include "src/progress.h"
-#include "src/trace.h"
+#include "src/op_trace.h"
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 typedef struct state {
   sk_engine engine;
@@ -70,32 +71,35 @@ static double measure(sk_bench *b, state *s) {
 
 enum { LINES = 128 };
 
-/* One more step under the trace, with one stream. branch[2]: seconds of the mixers' attention and Mamba. */
-static json_t *breakdown(sk_bench *b, state *s, double seconds, double branch[2]) {
+/* One more step under the trace, with one stream. branch[2]: seconds of the mixers' attention and Mamba.
+ * *gemm_pct: the matrix products' share of the ops' time. */
+static json_t *breakdown(sk_bench *b, state *s, double seconds, double branch[2], double *gemm_pct) {
   sk_ctx *c = &s->engine.ctx;
-  sk_trace_line line[LINES];
+  sk_op_trace_line line[LINES];
   sk_timer timer;
   const sk_ops *op = c->op;
   json_t *all = json_array();
-  double sum = 0;
+  double sum = 0, gemm = 0;
   sk_timer_start(&timer);
   c->timer = &timer;
-  c->op = sk_trace_open(op, c->dev, &timer);
+  c->op = sk_op_trace_open(op, c->dev, &timer);
   one_step(s, b->cfg, b->warmup + b->repeat + 1);
-  int n = sk_trace_read(line, LINES);
-  sk_trace_close();
+  int n = sk_op_trace_read(line, LINES);
+  sk_op_trace_close();
   c->op = op;
   c->timer = NULL;
   branch[0] = branch[1] = 0;
   for (int i = 0; i < n; i++) {
     int forward = line[i].section % SK_T_BACKWARD; /* the same section's, or that of its forward pass */
     sum += line[i].seconds;
+    if (strncmp(line[i].op, "gemm", 4) == 0) gemm += line[i].seconds;
     if (line[i].section < SK_T_TP && forward == SK_T_ATTENTION) branch[0] += line[i].seconds;
     if (line[i].section < SK_T_TP && forward == SK_T_MAMBA) branch[1] += line[i].seconds;
   }
+  *gemm_pct = sum > 0 ? 100 * gemm / sum : 0;
   sk_say("\n%-20s %-16s %6s %10s %6s %9s", "section", "op", "calls", "ms", "%", "TFLOP/s");
   for (int i = 0; i < n; i++) {
-    const sk_trace_line *l = &line[i];
+    const sk_op_trace_line *l = &line[i];
     double tflops = l->flops > 0 ? 1e-12 * l->flops / l->seconds : 0;
     char rate[16] = "";
     if (tflops > 0) snprintf(rate, sizeof rate, "%.1f", tflops);
@@ -105,6 +109,7 @@ static json_t *breakdown(sk_bench *b, state *s, double seconds, double branch[2]
                                          "calls", (json_int_t)l->calls, "ms", 1e3 * l->seconds, "tflops", tflops));
   }
   sk_say("%-20s %-16s %6s %10.3f %6.1f", "all ops", "", "", 1e3 * sum, 100 * sum / seconds);
+  sk_say("%-20s %-16s %6s %10.3f %6.1f", "matrix products", "", "", 1e3 * gemm, 100 * gemm / seconds);
   return all;
 }
 
@@ -139,7 +144,9 @@ static void report(sk_bench *b, state *s, const double each[2]) {
   json_object_set_new(o, "step_ms", json_real(1e3 * seconds));
   json_object_set_new(o, "model_tflops", json_real(1e-12 * flops));
   json_object_set_new(o, "peak_gib", json_real(gib));
-  json_object_set_new(o, "ops", breakdown(b, s, seconds, branch));
+  double gemm_pct;
+  json_object_set_new(o, "ops", breakdown(b, s, seconds, branch, &gemm_pct));
+  json_object_set_new(o, "gemm_pct", json_real(gemm_pct));
   if (s->branches) {
     double hidden = each[0] - each[1];
     sk_say("\nA mixer's branches, ms per step: attention %.1f and Mamba %.1f alone, %.1f together, %.1f hidden",

@@ -1,16 +1,19 @@
 #include "src/checkpoint.h"
+#include <stdio.h>
 #include <string.h>
 
-/* One file's datasets (all parameters of the whole model, in one group per kind) and this rank's slabs. */
+/* One file's datasets (parameters of the whole model, in one group per kind) and this rank's slabs. */
 typedef struct file {
+  char name[64];
+  int first, end; /* parameters of the whole model */
   int n_dset, n_slab;
   sk_dset *dset;
   sk_slab *slab;
 } file;
 
 static void add_dsets(file *f, const sk_registry *all, const char *group) {
-  f->dset = sk_realloc(f->dset, (size_t)(f->n_dset + all->n) * sizeof *f->dset);
-  for (int i = 0; i < all->n; i++) {
+  f->dset = sk_realloc(f->dset, (size_t)(f->n_dset + f->end - f->first) * sizeof *f->dset);
+  for (int i = f->first; i < f->end; i++) {
     const sk_param *p = &all->p[i];
     sk_dset *d = &f->dset[f->n_dset++];
     *d = (sk_dset){.name = sk_strf("%s/%s", group, p->name), .rank = p->rank};
@@ -23,9 +26,9 @@ static void add_slab(file *f, const sk_registry *r, const sk_run_of_rows *run, i
                      int64_t hi, float *values) {
   const sk_param *p = &r->p[run->param];
   int64_t row0, rows;
-  if (!sk_run_overlap(r, run, lo, hi, &row0, &rows)) return;
+  if (p->index < f->first || p->index >= f->end || !sk_run_overlap(r, run, lo, hi, &row0, &rows)) return;
   sk_slab *s = &f->slab[f->n_slab++];
-  *s = (sk_slab){.dset = first_dset + p->index, .data = values + (p->offset + row0 * p->row_len - lo)};
+  *s = (sk_slab){.dset = first_dset + p->index - f->first, .data = values + (p->offset + row0 * p->row_len - lo)};
   memcpy(s->count, p->dim, (size_t)p->rank * sizeof *s->count);
   s->start[0] = run->global_row + row0 - run->row;
   s->count[0] = rows;
@@ -58,59 +61,142 @@ static void free_file(file *f) {
   sk_free(f->slab);
 }
 
-static sk_ckpt_file named(const char *name, const file *f) {
-  return (sk_ckpt_file){.name = name, .n_dset = f->n_dset, .n_slab = f->n_slab, .dset = f->dset,
+static sk_ckpt_file parts(const file *f) {
+  return (sk_ckpt_file){.name = f->name, .n_dset = f->n_dset, .n_slab = f->n_slab, .dset = f->dset,
                         .slab = f->slab};
 }
 
-/* My slices of the weights, between the host and the device. */
-static void move_weights(sk_engine *g, float *host, bool to_host) {
+/* ---- saving ---- */
+
+struct sk_saver {
+  MPI_Comm comm;
+  sk_engine *g; /* not owned */
+  float *host;  /* snapshot of my slices: weights, m, v */
+  size_t n;     /* elements of each */
+  int n_file;
+  file *file;
+  sk_ckpt_file *part;
+  sk_ckpt_form *form;
+};
+
+static int64_t elements(const sk_param *p) {
+  int64_t n = 1;
+  for (int i = 0; i < p->rank; i++) n *= p->dim[i];
+  return n;
+}
+
+/* Parameters in the model's order, as even in size as whole ones can be: files 0 .. k-1 with weights, then as many
+ * with the optimizer's state of the same parameters. */
+static void cut_files(sk_saver *s, int k) {
+  const sk_registry *all = &s->g->model.all;
+  int64_t total = 0, done = 0;
+  for (int i = 0; i < all->n; i++) total += elements(&all->p[i]);
+  s->n_file = 2 * k;
+  s->file = sk_calloc((size_t)s->n_file, sizeof *s->file);
+  for (int f = 0, i = 0; f < k; f++) {
+    file *w = &s->file[f], *o = &s->file[k + f];
+    w->first = i;
+    do done += elements(&all->p[i++]); // at least one for each, and one left for each of the others
+    while (i < all->n - (k - 1 - f) && (f == k - 1 || done + elements(&all->p[i]) / 2 <= total / k * (f + 1)));
+    o->first = w->first;
+    o->end = w->end = i;
+    if (k == 1) {
+      snprintf(w->name, sizeof w->name, "model.h5");
+      snprintf(o->name, sizeof o->name, "optimizer.h5");
+    } else {
+      snprintf(w->name, sizeof w->name, "model-%05d-of-%05d.h5", f + 1, k);
+      snprintf(o->name, sizeof o->name, "optimizer-%05d-of-%05d.h5", f + 1, k);
+    }
+  }
+}
+
+int sk_saver_open(MPI_Comm comm, sk_engine *g, const char *run_dir, const char *run_id, int64_t files, sk_saver **out,
+                  sk_err *e) {
+  const sk_ops *op = g->ctx.op;
+  int k = (int)(files < g->model.all.n ? files : g->model.all.n);
+  sk_saver *s = sk_calloc(1, sizeof *s);
+  *s = (sk_saver){.comm = comm, .g = g, .n = (size_t)sk_optim_count(&g->opt, g->ctx.reg)};
+  *out = NULL;
+  size_t bytes = 3 * s->n * sizeof(float);
+  s->host = op->host_alloc(g->ctx.dev, bytes);
+  if (!s->host)
+    sk_fail(e, SK_FAILED, "out of host memory on rank %d, %s: %s for a copy of weights and optimizer state; use more "
+            "ranks or nodes, or checkpoint.async: false, which takes it only while it saves", sk_base_rank(), sk_host(), sk_bytes((double)bytes));
+  if (sk_agree(comm, e) == SK_OK) {
+    memset(s->host, 0, bytes); // now, not in the first save
+    cut_files(s, k);
+    s->part = sk_calloc((size_t)s->n_file, sizeof *s->part);
+    for (int f = 0; f < s->n_file; f++) {
+      if (f < k) {
+        add_group(&s->file[f], g, "params", s->host, false);
+      } else {
+        add_group(&s->file[f], g, "m", s->host + s->n, false);
+        add_group(&s->file[f], g, "v", s->host + 2 * s->n, false);
+      }
+      s->part[f] = parts(&s->file[f]);
+    }
+    sk_ckpt_form_make(comm, run_dir, run_id, s->n_file, s->part, &s->form, e);
+  }
+  if (e->code) sk_saver_close(s);
+  else *out = s;
+  return e->code;
+}
+
+void sk_saver_close(sk_saver *s) {
+  if (!s) return;
+  sk_ckpt_form_free(s->form);
+  for (int f = 0; f < s->n_file; f++) free_file(&s->file[f]);
+  sk_free(s->part);
+  sk_free(s->file);
+  s->g->ctx.op->host_free(s->g->ctx.dev, s->host);
+  sk_free(s);
+}
+
+size_t sk_saver_bytes(const sk_saver *s) { return 3 * s->n * sizeof(float); }
+
+sk_ckpt_job *sk_saver_begin(sk_saver *s, const char *run_dir, const sk_ckpt_meta *meta, int64_t keep,
+                            int64_t keep_every) {
+  sk_engine *g = s->g;
+  const sk_ops *op = g->ctx.op;
   for (int k = 0; k < g->ctx.reg->n_buckets; k++) {
     int64_t lo, hi, state = sk_optim_slice(&g->opt, k, &lo, &hi);
-    if (to_host)
-      g->ctx.op->to_host(g->ctx.st, host + state, sk_optim_master(&g->opt, &g->ctx, k),
-                         (size_t)(hi - lo) * sizeof *host);
-    else
-      sk_engine_set_weights(g, lo, hi - lo, host + state);
+    op->copy_host(g->ctx.st, s->host + state, sk_optim_master(&g->opt, &g->ctx, k), (size_t)(hi - lo) * sizeof(float));
   }
+  op->copy_host(g->ctx.st, s->host + s->n, g->opt.m, s->n * sizeof(float));
+  op->copy_host(g->ctx.st, s->host + 2 * s->n, g->opt.v, s->n * sizeof(float));
+  op->sync(g->ctx.st);
+  return sk_ckpt_begin(s->comm, run_dir, meta, s->form, s->part, keep, keep_every);
 }
 
 int sk_checkpoint_save(MPI_Comm comm, sk_engine *g, const char *run_dir, const sk_ckpt_meta *meta,
                        int64_t *bytes, sk_err *e) {
-  const sk_ops *op = g->ctx.op;
-  size_t n = (size_t)sk_optim_count(&g->opt, g->ctx.reg), size = n * sizeof(float);
-  float *host = sk_malloc(3 * size);
-  file model = {0}, optim = {0};
-  move_weights(g, host, true);
-  op->to_host(g->ctx.st, host + n, g->opt.m, size);
-  op->to_host(g->ctx.st, host + 2 * n, g->opt.v, size);
-  add_group(&model, g, "params", host, false);
-  add_group(&optim, g, "m", host + n, false);
-  add_group(&optim, g, "v", host + 2 * n, false);
-  const sk_ckpt_file files[2] = {named("model.h5", &model), named("optimizer.h5", &optim)};
-  sk_ckpt_save(comm, run_dir, meta, 2, files, bytes, e);
-  free_file(&model);
-  free_file(&optim);
-  sk_free(host);
+  sk_saver *s;
+  sk_ckpt_result r = {0};
+  if (sk_saver_open(comm, g, run_dir, meta->run_id, 1, &s, e) == SK_OK)
+    sk_ckpt_end(sk_saver_begin(s, run_dir, meta, 0, 0), &r, e);
+  sk_saver_close(s);
+  if (bytes) *bytes = e->code ? 0 : r.bytes;
   return e->code;
 }
+
+/* ---- loading ---- */
 
 int sk_checkpoint_load(MPI_Comm comm, sk_engine *g, const char *path, bool weights_only, sk_err *e) {
   const sk_ops *op = g->ctx.op;
   size_t n = (size_t)sk_optim_count(&g->opt, g->ctx.reg), size = n * sizeof(float);
   float *host = sk_calloc(weights_only ? n : 3 * n, sizeof *host);
-  file model = {0}, optim = {0};
-  add_group(&model, g, "params", host, true);
+  file all = {.end = g->model.all.n};
+  add_group(&all, g, "params", host, true);
   if (!weights_only) {
-    add_group(&optim, g, "m", host + n, true);
-    add_group(&optim, g, "v", host + 2 * n, true);
+    add_group(&all, g, "m", host + n, true);
+    add_group(&all, g, "v", host + 2 * n, true);
   }
-  sk_ckpt_file f = named("model.h5", &model);
-  sk_ckpt_read(comm, path, &f, e);
-  f = named("optimizer.h5", &optim);
-  if (!e->code && !weights_only) sk_ckpt_read(comm, path, &f, e);
-  if (!e->code) {
-    move_weights(g, host, false);
+  const sk_ckpt_file f = parts(&all);
+  if (sk_ckpt_read(comm, path, &f, e) == SK_OK) {
+    for (int k = 0; k < g->ctx.reg->n_buckets; k++) {
+      int64_t lo, hi, state = sk_optim_slice(&g->opt, k, &lo, &hi);
+      sk_engine_set_weights(g, lo, hi - lo, host + state);
+    }
     if (!weights_only) {
       op->from_host(g->ctx.st, g->opt.m, host + n, size);
       op->from_host(g->ctx.st, g->opt.v, host + 2 * n, size);
@@ -118,8 +204,7 @@ int sk_checkpoint_load(MPI_Comm comm, sk_engine *g, const char *path, bool weigh
     sk_optim_gather(&g->opt, &g->ctx);
     sk_optim_need(&g->opt, &g->ctx, -1);
   }
-  free_file(&model);
-  free_file(&optim);
+  free_file(&all);
   sk_free(host);
   return e->code;
 }

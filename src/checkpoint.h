@@ -6,8 +6,24 @@
 #include "io/ckpt.h"
 #include "src/engine.h"
 
-/* Collective over comm. Writes RUN/checkpoints/step-N: model.h5 (/params/NAME) and optimizer.h5
- * (/m/NAME, /v/NAME), each rank its ZeRO slice. */
+/* What saves an engine again and again: host memory for a snapshot, and the form of the files. */
+typedef struct sk_saver sk_saver;
+
+/* Collective over comm. files: the weights are spread over so many files (at most one per parameter), the optimizer's
+ * state over as many: model.h5 and optimizer.h5, or model-00001-of-00002.h5 and so on. Takes sk_saver_bytes of host
+ * memory, pinned where the device is a GPU. comm and g must outlive it. */
+int sk_saver_open(MPI_Comm comm, sk_engine *g, const char *run_dir, const char *run_id, int64_t files, sk_saver **out,
+                  sk_err *e);
+void sk_saver_close(sk_saver *s);
+size_t sk_saver_bytes(const sk_saver *s);
+
+/* Not collective, but for every rank. Copies this rank's ZeRO slices to the host and begins to write them to
+ * RUN/checkpoints/step-N: /params/NAME, /m/NAME, /v/NAME. The engine may go on at once; no other save may begin before
+ * sk_ckpt_end (io/ckpt.h) of this one. */
+sk_ckpt_job *sk_saver_begin(sk_saver *s, const char *run_dir, const sk_ckpt_meta *meta, int64_t keep,
+                            int64_t keep_every);
+
+/* Collective over comm. One save from beginning to end, in one file of each kind. */
 int sk_checkpoint_save(MPI_Comm comm, sk_engine *g, const char *run_dir, const sk_ckpt_meta *meta,
                        int64_t *bytes, sk_err *e);
 

@@ -1,6 +1,6 @@
 /* comm.h: collectives and messages on device memory, within one line or plane of the grid. A table
  * like the device's: comm_mpi.c serves every device (a GPU through the host's memory), comm_nccl.c
- * GPUs, comm_plan.c does nothing.
+ * GPUs, comm_plan.c does nothing; transport.h has those for the pipeline's messages alone.
  *
  * open, close and the three collectives are collective over the group: all ranks make the same
  * calls in the same order, with the same sizes. A message concerns its two ranks; waiting concerns

@@ -102,7 +102,7 @@ static sk_ticket *take(sk_group *g, int64_t requests) {
   if (requests > t->cap) {
     SK_CHECK(requests <= INT_MAX, "an operation of %lld messages", (long long)requests);
     t->cap = (int)requests;
-    t->req = sk_realloc(t->req, (size_t)requests * sizeof *t->req);
+    t->req = sk_realloc(t->req, (size_t)requests * sizeof *t->req); // NOLINT(bugprone-sizeof-expression)
     t->status = sk_realloc(t->status, (size_t)requests * sizeof *t->status);
   }
   t->open = true;

@@ -9,7 +9,7 @@
 #ifdef HAVE_CONFIG_H
 #include <config.h>
 #endif
-#include "src/comm.h"
+#include "src/transport.h"
 
 #ifdef HAVE_NCCL
 #include <nccl.h>
@@ -258,6 +258,87 @@ static const sk_comm_ops table = {
 };
 
 const sk_comm_ops *const sk_comm_nccl = &table;
+
+// ---- messages from one rank to another (transport.c) ----
+
+struct sk_nccl_pair {
+  ncclComm_t comm;
+};
+
+/* The first message sets the connection up, for which both hosts wait for each other inside NCCL:
+ * now, because later the receiver's host waits for the sender's word first. */
+static bool say_hello(sk_nccl_pair *p, bool sends) {
+  enum { BYTES = 1 << 20 };
+  void *x;
+  if (cudaMalloc(&x, BYTES) != cudaSuccess) {
+    cudaGetLastError();
+    return false;
+  }
+  ncclResult_t rc = sends ? ncclSend(x, BYTES, ncclUint8, 1, p->comm, NULL)
+                          : ncclRecv(x, BYTES, ncclUint8, 0, p->comm, NULL);
+  bool good = rc == ncclSuccess && cudaStreamSynchronize(NULL) == cudaSuccess;
+  SK_CUDA(cudaFree(x));
+  return good;
+}
+
+sk_nccl_pair *sk_nccl_pair_open(MPI_Comm comm, int from, int to, sk_err *e) {
+  enum { TAG = 2 };
+  ncclUniqueId id;
+  ncclComm_t c = NULL;
+  int rank;
+  SK_MPI(MPI_Comm_rank(comm, &rank));
+  memset(&id, 0, sizeof id);
+  if (rank == from) {
+    if (ncclGetUniqueId(&id) != ncclSuccess) memset(&id, 0, sizeof id);
+    SK_MPI(MPI_Send(&id, sizeof id, MPI_BYTE, to, TAG, comm));
+  } else {
+    SK_MPI(MPI_Recv(&id, sizeof id, MPI_BYTE, from, TAG, comm, MPI_STATUS_IGNORE));
+  }
+  static const ncclUniqueId none;
+  ncclResult_t rc = memcmp(&id, &none, sizeof id) == 0
+                        ? ncclSystemError
+                        : ncclCommInitRank(&c, 2, id, rank == to);
+  if (rc != ncclSuccess) {
+    sk_fail(e, SK_FAILED, "NCCL cannot connect the GPUs of ranks %d and %d of the pipeline on %s: %s", from, to,
+            sk_host(), ncclGetErrorString(rc));
+    return NULL;
+  }
+  sk_nccl_pair *p = sk_calloc(1, sizeof *p);
+  p->comm = c;
+  if (!say_hello(p, rank == from)) {
+    sk_fail(e, SK_FAILED, "NCCL cannot send between ranks %d and %d of the pipeline (%s): %s", from, to, sk_host(),
+            ncclGetLastError(c));
+    ncclCommAbort(c);
+    sk_free(p);
+    return NULL;
+  }
+  return p;
+}
+
+void sk_nccl_pair_close(sk_nccl_pair *p, bool both) {
+  if (!p) return;
+  check(both ? ncclCommDestroy(p->comm) : ncclCommAbort(p->comm), NULL, "closing a pair", __LINE__);
+  sk_free(p);
+}
+
+void sk_nccl_pair_send(sk_nccl_pair *p, sk_stream *s, const void *src, size_t bytes) {
+  if (bytes)
+    check(ncclSend(src, bytes, ncclUint8, 1, p->comm, sk_cuda_stream(s)), NULL, "ncclSend", __LINE__);
+}
+
+void sk_nccl_pair_recv(sk_nccl_pair *p, sk_stream *s, void *dst, size_t bytes) {
+  if (bytes)
+    check(ncclRecv(dst, bytes, ncclUint8, 0, p->comm, sk_cuda_stream(s)), NULL, "ncclRecv", __LINE__);
+}
 #else
 const sk_comm_ops *const sk_comm_nccl = NULL;
+
+#pragma GCC diagnostic ignored "-Wunused-parameter" // nobody gets a pair
+sk_nccl_pair *sk_nccl_pair_open(MPI_Comm comm, int from, int to, sk_err *e) {
+  sk_fail(e, SK_FAILED, "this program was built without NCCL");
+  return NULL;
+}
+void sk_nccl_pair_close(sk_nccl_pair *p, bool both) {}
+void sk_nccl_pair_send(sk_nccl_pair *p, sk_stream *s, const void *src, size_t bytes) {}
+void sk_nccl_pair_recv(sk_nccl_pair *p, sk_stream *s, void *dst, size_t bytes) {}
 #endif

@@ -4,6 +4,7 @@
 #endif
 #include "src/config.h"
 #include "src/config_read.h"
+#include "src/transport.h"
 #include <errno.h>
 #include <limits.h>
 #include <stdarg.h>
@@ -84,7 +85,7 @@ static void take(sk_reader *r, const sk_node *map, const char *path, const sk_no
 static const sk_deck *parse(sk_reader *r, const char *text, const char *where, bool rows) {
   r->decks = sk_realloc(r->decks, (size_t)(r->n_decks + 1) * sizeof *r->decks);
   sk_deck *d = &r->decks[r->n_decks++];
-  sk_deck_parse(text, strlen(text), where, rows, d, &r->bad);
+  sk_deck_parse(text, strlen(text), where, rows, d, &r->bad); // NOLINT(clang-analyzer-core.NonNullParamChecker)
   return d;
 }
 
@@ -178,6 +179,14 @@ static void check_schedule(sk_reader *r) {
                       (long long)warmup, (long long)decay, (long long)steps);
 }
 
+static void check_parallel(sk_reader *r) {
+  const sk_config *c = r->c;
+  bool gpus = c->parallel.transport == SK_TRANSPORT_IPC || c->parallel.transport == SK_TRANSPORT_NCCL;
+  if (sound(r, "parallel.transport", "run.device") && gpus && c->run.device == SK_DEVICE_CPU)
+    sk_reader_mistake(r, "parallel.transport",
+                      "parallel.transport ipc and nccl are for GPUs and run.device is cpu; auto serves both");
+}
+
 static void check_model(sk_reader *r) {
   const sk_model_cfg *m = &r->c->model;
   if (sound(r, "model.pad_token_id", "model.vocab_size") && m->pad_token_id >= m->vocab_size)
@@ -207,11 +216,14 @@ static void read_keys(sk_reader *r, bool model_only) {
   }
 }
 
-static void finish(sk_reader *r, bool model_only) {
+// What a deck is for: training; a model alone; or one of a checkpoint, which may have been no training's.
+typedef enum purpose { TRAINING, MODEL, RESOLVED } purpose;
+
+static void finish(sk_reader *r, purpose p) {
   const sk_slot *hf = sk_reader_slot(r, "model.hf_config");
   if (r->broken) return;
-  read_keys(r, model_only);
-  if (!model_only) {
+  read_keys(r, p == MODEL);
+  if (p == TRAINING || (p == RESOLVED && sk_reader_slot(r, "data.train")->given)) {
     sk_mark top = {r->name, NULL, 0, 0};
     if (sk_node_is_null(hf->node) && !sk_reader_slot(r, "model.hidden_size")->given)
       sk_mistake(&r->bad, &top, "no model: model.hf_config (a Hugging Face config.json) or "
@@ -219,6 +231,7 @@ static void finish(sk_reader *r, bool model_only) {
     sk_lists_read(r);
     check_batch(r);
     check_schedule(r);
+    check_parallel(r);
   }
   sk_layers_read(r);
   check_model(r);
@@ -244,6 +257,7 @@ static int end(sk_reader *r, bool model_only, sk_err *e) {
   sk_free(r->slot);
   sk_node_free(r->hf);
   sk_free(r->hf_name);
+  sk_free(r->hf_text);
   return e->code;
 }
 
@@ -320,7 +334,7 @@ int sk_config_read(MPI_Comm comm, const char *deck, int n_set, char *const *sets
   for (int i = 0; i < n_set; i++) take_set(&r, sets[i], f.cwd);
   sk_free(text);
   read_hf_file(comm, &r);
-  finish(&r, false);
+  finish(&r, TRAINING);
   end(&r, false, e);
   int code = sk_agree(comm, e);
   if (code) sk_config_free(c);
@@ -332,7 +346,7 @@ int sk_config_from_hf(const char *json, const char *where, sk_config *c, sk_err 
   begin(&r, c, where);
   c->hf_json = sk_strdup(json);
   sk_hf_read(&r, where);
-  finish(&r, true);
+  finish(&r, MODEL);
   return end(&r, true, e);
 }
 
@@ -345,6 +359,7 @@ void sk_config_free(sk_config *c) {
   sk_free(c->optimizer.groups);
   sk_free(c->run.dir);
   sk_free(c->train.init);
+  sk_free(c->log.trace);
   sk_free(c->pattern);
   sk_free(c->layer);
   sk_free(c->resolved);
@@ -358,34 +373,55 @@ int sk_config_from_resolved(const char *resolved, const char *where, sk_config *
   sk_reader r;
   begin(&r, c, where);
   take_deck(&r, resolved, NULL);
-  finish(&r, false);
+  finish(&r, RESOLVED);
   return end(&r, false, e);
 }
 
-int sk_config_restart_diff(const char *old_resolved, const char *new_resolved, sk_err *e) {
+typedef enum scope { RESTART, MODEL_ONLY } scope;
+
+static bool in_scope(const sk_key *k, scope s) {
+  if (k->flags & SK_KEY_IGNORED || strchr(k->path, '[')) return false;
+  return s == RESTART ? !(k->flags & SK_KEY_RESTART) : strncmp(k->path, "model.", 6) == 0;
+}
+
+/* The lines "key: old -> new" of two resolved decks; owned by the caller. */
+static char *differences(const char *old_resolved, const char *new_resolved, scope s, sk_err *e) {
   sk_config was, now = {0};
   char *diff = NULL;
   size_t size = 0;
-  if (sk_config_from_resolved(old_resolved, "the checkpoint's deck", &was, e)) return e->code;
+  if (sk_config_from_resolved(old_resolved, "the checkpoint's deck", &was, e)) return NULL;
   FILE *out = open_memstream(&diff, &size);
   SK_CHECK(out, "out of memory while comparing decks");
   bool readable = !sk_config_from_resolved(new_resolved, "the new deck", &now, e);
   for (int i = 0; i < sk_n_keys && readable; i++) {
     const sk_key *k = &sk_keys[i];
-    if (k->flags & (SK_KEY_RESTART | SK_KEY_IGNORED) || strchr(k->path, '[')) continue;
+    if (!in_scope(k, s)) continue;
     char *a = resolved_value(k, &was), *b = resolved_value(k, &now);
     if (strcmp(a, b) != 0) fprintf(out, "\n  %s: %s -> %s", k->path, a, b);
     sk_free(a);
     sk_free(b);
   }
   fclose(out);
-  if (readable && *diff)
+  sk_config_free(&was);
+  sk_config_free(&now);
+  return diff;
+}
+
+int sk_config_restart_diff(const char *old_resolved, const char *new_resolved, sk_err *e) {
+  char *diff = differences(old_resolved, new_resolved, RESTART, e);
+  if (!e->code && *diff)
     sk_fail(e, SK_USAGE,
             "the deck differs from the checkpoint's where a restart allows no change:%.7000s\n"
             "Put the old values back, or train into another run.dir (train.init takes the weights "
             "along).", diff);
   sk_free(diff);
-  sk_config_free(&was);
-  sk_config_free(&now);
+  return e->code;
+}
+
+int sk_config_model_diff(const char *old_resolved, const char *new_resolved, sk_err *e) {
+  char *diff = differences(old_resolved, new_resolved, MODEL_ONLY, e);
+  if (!e->code && *diff)
+    sk_fail(e, SK_USAGE, "the deck's model is not the checkpoint's:%.7000s\nTake the deck of the run that wrote it.", diff);
+  sk_free(diff);
   return e->code;
 }

@@ -44,7 +44,7 @@ enum { SK_DEVICE_AUTO, SK_DEVICE_CPU, SK_DEVICE_CUDA };            /* run.device
 enum { SK_DOCS_ISOLATE, SK_DOCS_CONCATENATE };                     /* data.documents */
 enum { SK_RECOMPUTE_NONE, SK_RECOMPUTE_SELECTIVE, SK_RECOMPUTE_FULL };
 enum { SK_LR_CONSTANT, SK_LR_COSINE, SK_LR_WSD, SK_LR_POWER };     /* optimizer.schedule.kind */
-enum { SK_NAN_STOP, SK_NAN_SKIP };                                 /* train.on_nan */
+enum { SK_NAN_STOP, SK_NAN_SKIP, SK_NAN_RERUN, SK_NAN_ROLLBACK };  /* train.on_nan */
 
 typedef struct sk_config {
   struct { char *dir; int64_t seed; int device; } run;
@@ -57,10 +57,12 @@ typedef struct sk_config {
     sk_data_entry *train, *valid;
     int64_t sequence;
     int documents;
+    double holdout; /* share of every training set that is kept for validation */
   } data;
   struct {
     int64_t steps, global_batch, micro_batch, eval_every, eval_batches; /* sequences; steps */
     int dtype, recompute, on_nan;
+    double spike; /* standard deviations, 0: off */
     char *init; /* checkpoint folder or NULL */
   } train;
   struct {
@@ -69,9 +71,11 @@ typedef struct sk_config {
     int n_groups;
     sk_param_group *groups;
   } optimizer;
-  struct { int64_t tp, cp, pp, virtual_stages; int schedule; } parallel; /* SK_SCHED_... (schedule.h) */
-  struct { int64_t every, keep, keep_every; } checkpoint;
-  struct { int64_t every; } log;
+  struct { int64_t tp, cp, pp, virtual_stages; int schedule, transport; } parallel; /* SK_SCHED_... (schedule.h),
+                                                     SK_TRANSPORT_... (transport.h) */
+  struct { int64_t every, keep, keep_every, files; bool async; } checkpoint;
+  struct { int64_t every; bool tensorboard; char *trace; } log;
+  struct { double step, other, straggler; int64_t replicas; } watch;
   char *resolved; /* canonical YAML of every key's value, data paths absolute; owned */
   char *hf_json;  /* HF config.json text as given (unknown keys kept), or NULL; owned */
 } sk_config;
@@ -88,12 +92,17 @@ void sk_config_free(sk_config *c);
  * names the text in messages. */
 int sk_config_from_hf(const char *json, const char *where, sk_config *c, sk_err *e);
 
-/* Not collective. A resolved deck (of a checkpoint) as a config. `where` names it in messages. */
+/* Not collective. A resolved deck (of a checkpoint) as a config; that of a converted model has a model section
+ * only, and other keys then have their defaults. `where` names it in messages. */
 int sk_config_from_resolved(const char *resolved, const char *where, sk_config *c, sk_err *e);
 
 /* Not collective. Lists what differs between two resolved decks and may not change on a restart
  * (design section 2, restart contract): SK_OK, or SK_USAGE with the diff in e. */
 int sk_config_restart_diff(const char *old_resolved, const char *new_resolved, sk_err *e);
+
+/* Not collective. The same for the model's keys alone: whether the weights of one deck's run are those of the
+ * other's model. */
+int sk_config_model_diff(const char *old_resolved, const char *new_resolved, sk_err *e);
 
 /* --help-keys [PREFIX] and --print-defaults, to stdout. prefix may be NULL; false: no key begins with it. */
 bool sk_config_help_keys(const char *prefix);

@@ -94,7 +94,7 @@ static bool number(const char **s, int64_t *v) {
 // "0-3,7" into covers.
 static void read_ranges(sk_reader *r, const sk_node *n, bool *covers) {
   const char *s = n->kind == SK_NODE_SCALAR ? n->text : "";
-  int64_t from, to, last = r->c->n_layers - 1;
+  int64_t from = 0, to, last = r->c->n_layers - 1;
   for (;; s++) {
     bool ok = number(&s, &from);
     to = from;

@@ -23,7 +23,7 @@ typedef struct sk_reader {
   int n_decks;       /* parsed texts: defaults, deck, --set */
   sk_deck *decks;
   sk_node *hf;       /* config.json as nodes, with their texts' owners below */
-  char *hf_name;
+  char *hf_name, *hf_text;
   bool broken;       /* the deck is no mapping: nothing in it can be checked */
   bool model_unsure; /* config.json could not be read: do not check sizes against defaults */
 } sk_reader;
@@ -46,4 +46,6 @@ char *sk_overrides_text(const sk_config *c);
 /* model_cfg.c: config.json as a mapping of nodes under r->hf, and into the slots that are still at
  * their default. c->hf_json must hold the text. where is copied. */
 void sk_hf_read(sk_reader *r, const char *where);
+/* Python writes a bare Infinity, which is no JSON: becomes null, which means the same here, in place. */
+void sk_hf_mask_infinity(char *text);
 #endif

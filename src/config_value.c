@@ -256,7 +256,8 @@ char *sk_quote(const char *s) {
     if (c < ' ' || c == 127) o += sprintf(o, "\\x%02x", c);
     else *o++ = *s;
   }
-  strcpy(o, "\"");
+  *o++ = '"';
+  *o = 0;
   return out;
 }
 

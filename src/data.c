@@ -1,10 +1,12 @@
 #include "src/data.h"
 #include "io/tokens.h"
+#include <string.h>
 
 enum { SLOTS = 65536, ROUNDS = 6 };
 
 typedef struct set {
   sk_tokens *tokens;
+  int64_t first, count; /* the tokens used here: all, or those on one side of data.holdout's border */
   int64_t windows;
   int64_t slots; /* how many of the SLOTS are its own */
   int64_t share; /* validation: its samples in an evaluation */
@@ -59,20 +61,64 @@ static int fill_slots(sk_data *d, const sk_data_entry *entry, const char *list, 
   return SK_OK;
 }
 
-static int check_set(sk_data *d, int k, const char *path, int64_t vocab, sk_err *e) {
+static const char *identity(const sk_tokens_info *x) { return x->hash[0] ? x->hash : x->tokenizer; }
+static bool known(const char *tokenizer) { return strcmp(tokenizer, "unknown") != 0; }
+
+const char *sk_data_tokenizer(const sk_data *d) {
+  for (int k = 0; k < d->n; k++) {
+    const char *name = identity(sk_tokens_get_info(d->set[k].tokens));
+    if (known(name)) return name;
+  }
+  return "unknown";
+}
+
+char *sk_data_tokenizer_json(const sk_data *d, size_t *n, int64_t *eos, sk_err *e) {
+  for (int k = 0; k < d->n && !e->code; k++) {
+    char *json = sk_tokens_tokenizer(d->set[k].tokens, n, e);
+    *eos = sk_tokens_get_info(d->set[k].tokens)->eos_id;
+    if (json) return json;
+  }
+  return NULL;
+}
+
+/* Ids of different tokenizers cannot be mixed. */
+static int check_tokenizer(const sk_data *d, int k, const sk_data_entry *entry, sk_err *e) {
+  const sk_tokens_info *x = sk_tokens_get_info(d->set[k].tokens);
+  for (int i = 0; i < k; i++) {
+    const sk_tokens_info *y = sk_tokens_get_info(d->set[i].tokens);
+    if (known(identity(x)) && known(identity(y)) && strcmp(identity(x), identity(y)) != 0)
+      return sk_fail(e, SK_USAGE, "%s was made with the tokenizer %s, %s with %s%s: their ids do not mean the same", entry[k].path,
+                     x->tokenizer, entry[i].path, y->tokenizer, strcmp(x->tokenizer, y->tokenizer) ? "" : " of other contents");
+  }
+  return SK_OK;
+}
+
+/* The border lies at the start of a document where one is near, so that no document is on both sides. */
+static void set_range(set *s, double holdout, bool held_out) {
+  int64_t n = sk_tokens_get_info(s->tokens)->tokens, keep = (int64_t)((double)n * holdout), border = n - keep, start;
+  if (keep > 0) {
+    sk_tokens_doc_start(s->tokens, border, 1, &start);
+    if (border - start <= keep / 2) border = start;
+  }
+  s->first = held_out ? border : 0;
+  s->count = held_out ? n - border : border;
+}
+
+static int check_set(sk_data *d, int k, const char *path, int64_t vocab, double holdout, bool held_out, sk_err *e) {
   const sk_tokens_info *info = sk_tokens_get_info(d->set[k].tokens);
   if (info->vocab_size > vocab)
     return sk_fail(e, SK_USAGE, "%s: its vocabulary has %lld ids (tokenizer %s), the model's only %lld.\n"
                    "Set model.vocab_size to %lld or more, or build the data with another tokenizer.",
                    path, (long long)info->vocab_size, info->tokenizer, (long long)vocab,
                    (long long)info->vocab_size);
-  d->set[k].windows = (info->tokens - 1) / d->T;
+  set_range(&d->set[k], holdout, held_out);
+  d->set[k].windows = (d->set[k].count - 1) / d->T;
   if (d->set[k].windows < 1)
-    return sk_fail(e, SK_USAGE, "%s: %lld tokens are fewer than the %lld that one sample needs "
+    return sk_fail(e, SK_USAGE, "%s: %lld tokens%s are fewer than the %lld that one sample needs "
                    "(data.sequence + 1); use a shorter data.sequence or more text",
-                   path, (long long)info->tokens, (long long)d->T + 1);
+                   path, (long long)d->set[k].count, held_out ? " held out" : "", (long long)d->T + 1);
   d->windows += d->set[k].windows;
-  d->tokens += info->tokens;
+  d->tokens += d->set[k].count;
   return SK_OK;
 }
 
@@ -84,14 +130,18 @@ static void size_evaluation(sk_data *d, int64_t want) {
 }
 
 int sk_data_open(MPI_Comm comm, const sk_config *c, bool train, sk_data **out, sk_err *e) {
-  const sk_data_entry *entry = train ? c->data.train : c->data.valid;
+  bool held_out = !train && c->data.n_valid == 0;
+  const sk_data_entry *entry = train || held_out ? c->data.train : c->data.valid;
+  double holdout = train || held_out ? c->data.holdout : 0;
   sk_data *d = sk_calloc(1, sizeof *d);
   *out = NULL;
   d->shuffle = train;
   d->isolate = c->data.documents == SK_DOCS_ISOLATE;
   d->T = c->data.sequence;
   d->seed = sk_hash_str((uint64_t)c->run.seed, "data order");
-  d->n = train ? c->data.n_train : c->data.n_valid;
+  d->n = train || held_out ? c->data.n_train : c->data.n_valid;
+  if (train && c->data.holdout > 0 && c->data.n_valid > 0)
+    sk_fail(e, SK_USAGE, "data.holdout %g and data.valid are both given: leave one out", c->data.holdout);
   d->set = sk_calloc((size_t)d->n, sizeof *d->set);
   d->slot_set = sk_calloc(SLOTS, sizeof *d->slot_set);
   d->slot_rank = sk_calloc(SLOTS, sizeof *d->slot_rank);
@@ -99,8 +149,9 @@ int sk_data_open(MPI_Comm comm, const sk_config *c, bool train, sk_data **out, s
   d->doc = sk_calloc((size_t)d->T + 1, sizeof *d->doc);
   for (int k = 0; k < d->n && !e->code; k++)
     if (sk_tokens_open(comm, entry[k].path, &d->set[k].tokens, e) == SK_OK)
-      check_set(d, k, entry[k].path, c->model.vocab_size, e);
-  if (!e->code) fill_slots(d, entry, train ? "data.train" : "data.valid", e);
+      check_set(d, k, entry[k].path, c->model.vocab_size, holdout, held_out, e);
+  for (int k = 1; k < d->n && !e->code; k++) check_tokenizer(d, k, entry, e);
+  if (!e->code) fill_slots(d, entry, train || held_out ? "data.train" : "data.valid", e);
   if (!train && !e->code) size_evaluation(d, c->train.eval_batches * c->train.global_batch);
   if (sk_agree(comm, e) != SK_OK) {
     sk_data_close(d);
@@ -143,7 +194,7 @@ int sk_data_sample(sk_data *d, int64_t s, int32_t *ids, int32_t *label, int32_t 
   int k;
   int64_t window;
   sk_data_locate(d, s, &k, &window);
-  int64_t first = window * d->T;
+  int64_t first = d->set[k].first + window * d->T;
   if (sk_tokens_read(d->set[k].tokens, first, d->T + 1, d->buf, e) != SK_OK) return e->code;
   if (d->isolate) sk_tokens_doc_start(d->set[k].tokens, first, d->T + 1, d->doc);
   for (int64_t t = 0; t < d->T; t++) {

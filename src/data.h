@@ -12,10 +12,18 @@
 
 typedef struct sk_data sk_data;
 
-/* Collective over comm. Opens the deck's training (train = true) or validation sets, checks them
+/* Collective over comm. Opens the deck's training (train = true) or validation sets (without any: what data.holdout
+ * keeps of the training sets), checks them
  * against the model's vocabulary and the sequence length. On failure *d is NULL. */
 int sk_data_open(MPI_Comm comm, const sk_config *c, bool train, sk_data **d, sk_err *e);
 void sk_data_close(sk_data *d);
+
+/* What the ids mean: the XXH3-128 of a tokenizer.json, "bytes", or "unknown" (imported without a tokenizer). All sets
+ * have the same, as far as it is known. */
+const char *sk_data_tokenizer(const sk_data *d);
+/* Not collective. The tokenizer.json in the data sets (owned by the caller, *n bytes) and the id that ends a document.
+ * NULL where none has one, or on failure. */
+char *sk_data_tokenizer_json(const sk_data *d, size_t *n, int64_t *eos, sk_err *e);
 
 /* Windows in one pass over everything; of validation sets: in one evaluation. */
 int64_t sk_data_windows(const sk_data *d);

@@ -1,4 +1,5 @@
 #include "src/device.h"
+#include "src/transport.h"
 #include <stdlib.h>
 
 const sk_comm_ops *sk_device_comm(const sk_ops *op) {
@@ -7,26 +8,37 @@ const sk_comm_ops *sk_device_comm(const sk_ops *op) {
 
 bool sk_device_branches(const sk_ops *op, int n_cp) { return op == sk_cuda && n_cp == 1; }
 
+const sk_comm_ops *sk_device_pipe(const sk_ops *op, const sk_comm_ops *comm, const sk_config *cfg) {
+  int t = cfg->parallel.transport;
+  bool host = op != sk_cuda && (t == SK_TRANSPORT_AUTO || t == SK_TRANSPORT_MPI);
+  return host ? comm : sk_transport_table(t);
+}
+
 sk_dtype sk_device_act(const sk_ops *op, const sk_config *cfg) {
   return op == sk_cuda && cfg->train.dtype == SK_DTYPE_BF16 ? SK_BF16 : SK_F32;
 }
 
-/* Every rank of the node has a GPU of its own. */
+int sk_device_fits(int ranks, int gpus, const char *visible, const char *host, sk_err *e) {
+  if (gpus == 0 || ranks <= gpus) return SK_OK;
+  const char *many = gpus == 1 ? "" : "s";
+  return sk_fail(e, SK_FAILED,
+                 "%d ranks run on %s and see %d GPU%s (CUDA_VISIBLE_DEVICES is %s); each needs one of its own.\n"
+                 "%start at most %d rank%s on a node (mpirun --map-by ppr:%d:node, srun --ntasks-per-node=%d), or set "
+                 "run.device: cpu.",
+                 ranks, host, gpus, many, visible ? visible : "not set",
+                 visible || gpus == 1 ? "Let every rank see all GPUs of its node (srun --gpus-per-node, without "
+                                        "--gpus-per-task and --gpu-bind), s"
+                                      : "S",
+                 gpus, many, gpus, gpus);
+}
+
 static void check_node(MPI_Comm comm, int gpus, sk_err *e) {
   MPI_Comm node;
   int ranks;
   SK_MPI(MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node));
   SK_MPI(MPI_Comm_size(node, &ranks));
   SK_MPI(MPI_Comm_free(&node));
-  if (gpus == 0 || ranks <= gpus) return;
-  const char *visible = getenv("CUDA_VISIBLE_DEVICES");
-  sk_fail(e, SK_FAILED,
-          "%d ranks run on %s and see %d GPU%s (CUDA_VISIBLE_DEVICES is %s); each needs one of its own.\n"
-          "Start at most %d rank%s on a node (mpirun --map-by ppr:%d:node, srun --ntasks-per-node=%d), let every rank "
-          "see all GPUs of its node (srun --gpus-per-node, without --gpus-per-task and --gpu-bind), or set "
-          "run.device: cpu.",
-          ranks, sk_host(), gpus, gpus == 1 ? "" : "s", visible ? visible : "not set", gpus, gpus == 1 ? "" : "s", gpus,
-          gpus);
+  sk_device_fits(ranks, gpus, getenv("CUDA_VISIBLE_DEVICES"), sk_host(), e);
 }
 
 const sk_ops *sk_device_choose(MPI_Comm comm, int wanted, bool share, bool plan, sk_err *e) {

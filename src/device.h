@@ -10,11 +10,18 @@
  * will be opened and `cuda` needs no GPU. NULL and *e on failure. */
 const sk_ops *sk_device_choose(MPI_Comm comm, int wanted, bool share, bool plan, sk_err *e);
 
+/* Not collective. Whether `ranks` ranks of one node, that see `gpus` GPUs each, have one of their own: SK_OK or
+ * SK_FAILED with the cure; visible: CUDA_VISIBLE_DEVICES or NULL. */
+int sk_device_fits(int ranks, int gpus, const char *visible, const char *host, sk_err *e);
+
 /* What ranks with this device exchange data with. */
 const sk_comm_ops *sk_device_comm(const sk_ops *op);
 
 /* Whether a mixer's two branches run on two streams: on GPUs, where no branch has exchanges of its own. */
 bool sk_device_branches(const sk_ops *op, int n_cp);
+
+/* What carries their messages between pipeline stages: parallel.transport on GPUs, on the CPU `comm`. */
+const sk_comm_ops *sk_device_pipe(const sk_ops *op, const sk_comm_ops *comm, const sk_config *cfg);
 
 /* The type of act elements: train.dtype on a GPU, fp32 on the CPU. */
 sk_dtype sk_device_act(const sk_ops *op, const sk_config *cfg);

@@ -235,23 +235,26 @@ static int open_groups(sk_engine *g, sk_err *e) {
   const sk_grid *grid = g->grid;
   const struct {
     sk_group **group;
+    const sk_comm_ops *table;
     MPI_Comm comm;
     bool wanted;
-  } want[] = {{&c->tp, grid->line[SK_TP], c->n_tp > 1},
-              {&c->cp, grid->line[SK_CP], c->n_cp > 1},
-              {&g->pp, grid->line[SK_PP], grid->n[SK_PP] > 1},
-              {&g->zero, grid->zero, g->opt.parts > 1}};
+  } want[] = {{&c->tp, c->comm, grid->line[SK_TP], c->n_tp > 1},
+              {&c->cp, c->comm, grid->line[SK_CP], c->n_cp > 1},
+              {&g->pp, g->pipe, grid->line[SK_PP], grid->n[SK_PP] > 1},
+              {&g->zero, c->comm, grid->zero, g->opt.parts > 1}};
   for (size_t i = 0; i < sizeof want / sizeof *want && !e->code; i++)
-    if (want[i].wanted) *want[i].group = c->comm->open(want[i].comm, c->op, c->dev, e);
+    if (want[i].wanted) *want[i].group = want[i].table->open(want[i].comm, c->op, c->dev, e);
   return e->code;
 }
 
 /* Adds the plan to an error: what was to be allocated. */
-static void show_plan(const size_t bytes[SK_PARTS], sk_err *e) {
+static void show_plan(const size_t bytes[SK_PARTS], size_t total, sk_err *e) {
   double sum = 0;
   size_t at = strlen(e->msg);
   for (int i = 0; i < SK_PARTS; i++) sum += (double)bytes[i];
-  at += (size_t)snprintf(e->msg + at, sizeof e->msg - at, "\nThis rank needs %s:", sk_bytes(sum));
+  at += (size_t)snprintf(e->msg + at, sizeof e->msg - at, "\nThis rank needs %s", sk_bytes(sum));
+  if (total) at += (size_t)snprintf(e->msg + at, sizeof e->msg - at, ", its GPU has %s", sk_bytes((double)total));
+  at += (size_t)snprintf(e->msg + at, sizeof e->msg - at, ":");
   for (int i = 0; i < SK_PARTS && at < sizeof e->msg; i++)
     if (bytes[i])
       at += (size_t)snprintf(e->msg + at, sizeof e->msg - at, "\n  %-16s %12s", sk_part_name[i],
@@ -281,6 +284,8 @@ static void close_branch(sk_engine *g) {
 
 static void allocate(sk_engine *g, const size_t bytes[SK_PARTS], const size_t *slot, sk_err *e) {
   sk_ctx *c = &g->ctx;
+  size_t free, total;
+  c->op->memory(c->dev, &free, &total);
   for (int i = 0; i < SK_PART_SAVED && !e->code; i++)
     sk_arena_alloc(&g->part[i], c->op, c->dev, sk_part_name[i], bytes[i], e);
   for (int i = 0; i < g->n_slots && !e->code; i++)
@@ -289,7 +294,7 @@ static void allocate(sk_engine *g, const size_t bytes[SK_PARTS], const size_t *s
   if (!e->code)
     sk_arena_alloc(&c->scratch, c->op, c->dev, sk_part_name[SK_PART_SCRATCH], bytes[SK_PART_SCRATCH], e);
   if (!e->code) open_branch(g);
-  if (e->code) show_plan(bytes, e);
+  if (e->code) show_plan(bytes, total, e);
 }
 
 int sk_engine_open(sk_engine *g, const sk_config *cfg, const sk_ops *op, const sk_comm_ops *comm,
@@ -309,6 +314,7 @@ int sk_engine_open(sk_engine *g, const sk_config *cfg, const sk_ops *op, const s
   if (!e->code) allocate(g, bytes, slot, e);
   sk_free(slot);
   if (grid->size > 1) sk_agree(grid->world, e);
+  g->pipe = sk_device_pipe(op, comm, cfg);
   if (!e->code) open_groups(g, e);
   if (grid->size > 1) sk_agree(grid->world, e);
   if (e->code) {
@@ -324,9 +330,10 @@ void sk_engine_close(sk_engine *g) {
   sk_ctx *c = &g->ctx;
   if (c->opt) sk_optim_need(c->opt, c, -1); /* the last gather may still be under way */
   if (c->dev) {
+    c->op->sync(c->st); /* it may still wait for another rank's events */
     c->comm->close(c->tp);
     c->comm->close(c->cp);
-    c->comm->close(g->pp);
+    if (g->pp) g->pipe->close(g->pp);
     c->comm->close(g->zero);
     for (int i = 0; i < SK_PART_SAVED; i++) sk_arena_free(&g->part[i], c->op, c->dev);
     for (int i = 0; i < g->n_slots; i++) sk_arena_free(&g->slot[i].saved, c->op, c->dev);

@@ -28,6 +28,7 @@ typedef struct sk_engine {
   sk_model model;
   sk_optim opt;
   sk_group *pp, *zero; /* not NULL when the line has more than one rank */
+  const sk_comm_ops *pipe; /* pp's table: ctx.comm on the CPU, one of transport.h's on GPUs */
   sk_schedule plan;    /* of one step */
   int n_slots, *slot0; /* slot0[chunk]: its first slot */
   sk_slot *slot;

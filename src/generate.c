@@ -1,11 +1,13 @@
 #include "src/generate.h"
+#include "io/tokenizer.h"
 #include "src/checkpoint.h"
 #include "src/device.h"
+#include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-enum { PIECE = 128, BYTES = 256, END = 256 }; /* byte tokenizer: END closes a document */
+enum { PIECE = 128 }; /* tokens fed at once */
 
 static void bind(sk_decoder *d) {
   sk_ctx *c = &d->engine.ctx;
@@ -106,55 +108,108 @@ static int32_t pick(const float *logits, int64_t n, double temperature, double u
   return (int32_t)best;
 }
 
-static void write_text(sk_decoder *d, const sk_generate_opts *o) {
-  int64_t n = (int64_t)strlen(o->prompt);
-  int32_t *ids = sk_calloc((size_t)n + 1, sizeof *ids), next = END;
+/* Rank 0's tokenizer, and what all ranks know of it. */
+typedef struct text {
+  sk_tokenizer *tokenizer;
+  sk_ids prompt;
+  int64_t limit; /* ids that may be drawn are below */
+  int64_t eos;
+} text;
+
+static void print(void *to, const char *bytes, size_t n) {
+  (void)to;
+  fwrite(bytes, 1, n, stdout);
+  fflush(stdout);
+}
+
+static void write_text(sk_decoder *d, const sk_generate_opts *o, const text *x) {
   float *logits = sk_calloc((size_t)d->engine.model.cfg->vocab_size, sizeof *logits);
   uint64_t key = sk_hash_str((uint64_t)o->seed, "generate");
-  for (int64_t i = 0; i < n; i++) ids[i] = (unsigned char)o->prompt[i];
-  bool print = sk_base_rank() == 0;
-  if (print) fwrite(o->prompt, 1, (size_t)n, stdout);
-  sk_decoder_feed(d, ids, n, logits);
+  sk_detok out = {.write = print};
+  if (x->tokenizer) print(NULL, o->prompt, strlen(o->prompt));
+  sk_decoder_feed(d, x->prompt.at, x->prompt.n, logits);
   for (int64_t k = 0; k < o->tokens; k++) {
-    next = pick(logits, BYTES + 1, o->temperature, sk_uniform(key, (uint64_t)k));
-    if (next == END) break;
-    if (print) putchar(next), fflush(stdout);
+    int32_t next = pick(logits, x->limit, o->temperature, sk_uniform(key, (uint64_t)k));
+    if (next == x->eos) break;
+    if (x->tokenizer) sk_detok_push(&out, x->tokenizer, next);
     if (k + 1 < o->tokens) sk_decoder_feed(d, &next, 1, logits);
   }
-  if (print) printf("\n"), fflush(stdout);
-  sk_free(ids);
+  if (x->tokenizer) sk_detok_finish(&out), print(NULL, "\n", 1);
   sk_free(logits);
 }
 
-static int check(const sk_generate_opts *o, const sk_config *c, sk_err *e) {
-  if (!o->prompt[0]) return sk_fail(e, SK_USAGE, "--prompt: give at least one character");
-  if (c->model.vocab_size <= BYTES)
-    return sk_fail(e, SK_USAGE, "%s: its vocabulary has %lld ids, the byte tokenizer needs %d", o->from,
-                   (long long)c->model.vocab_size, BYTES + 1);
-  return SK_OK;
+/* eos_token of the tokenizer_config.json that goes along; owned by the caller, NULL: none. */
+static char *eos_token(const sk_ckpt_meta *meta) {
+  const sk_ckpt_side *side = sk_ckpt_side_find(meta, "tokenizer_config.json");
+  json_t *j = side ? json_loadb(side->data, side->size, 0, NULL) : NULL, *x = json_object_get(j, "eos_token");
+  if (json_is_object(x)) x = json_object_get(x, "content");
+  char *token = json_is_string(x) ? sk_strdup(json_string_value(x)) : NULL;
+  json_decref(j);
+  return token;
 }
 
-static int end(sk_decoder *d, sk_config *cfg, sk_ckpt_meta *meta, const sk_err *e) {
-  sk_decoder_close(d);
-  sk_config_free(cfg);
-  sk_ckpt_meta_free(meta);
-  return e->code;
+/* Rank 0: the one asked for, or that of the checkpoint. Without any, a vocabulary as small as that can only be of bytes. */
+static void find_tokenizer(const sk_generate_opts *o, const sk_config *c, const sk_ckpt_meta *meta, text *x, sk_err *e) {
+  enum { SMALL = 512 };
+  const sk_ckpt_side *side = sk_ckpt_side_find(meta, "tokenizer.json");
+  if (o->tokenizer) {
+    sk_tokenizer_open(MPI_COMM_SELF, o->tokenizer, NULL, &x->tokenizer, e);
+  } else if (side) {
+    char *where = sk_strf("%s/tokenizer.json", o->from), *eos = eos_token(meta);
+    sk_tokenizer_parse(side->data, side->size, where, eos, &x->tokenizer, e);
+    sk_free(where);
+    sk_free(eos);
+  } else if (c->model.vocab_size < SMALL) {
+    sk_tokenizer_open(MPI_COMM_SELF, "bytes", NULL, &x->tokenizer, e);
+  } else {
+    sk_fail(e, SK_USAGE, "%s holds no tokenizer.json: give --tokenizer PATH/tokenizer.json, or --tokenizer bytes", o->from);
+  }
+}
+
+/* Collective: the prompt's ids on every rank. */
+static int encode(MPI_Comm comm, const sk_generate_opts *o, const sk_config *c, const sk_ckpt_meta *meta, text *x,
+                  sk_err *e) {
+  const int64_t vocab = c->model.vocab_size;
+  if (!o->prompt[0]) sk_fail(e, SK_USAGE, "--prompt: give at least one character");
+  if (!e->code && sk_base_rank() == 0) find_tokenizer(o, c, meta, x, e);
+  if (!e->code && x->tokenizer) {
+    x->limit = sk_tokenizer_vocab(x->tokenizer);
+    x->eos = sk_tokenizer_eos(x->tokenizer);
+    if (x->limit > vocab)
+      sk_fail(e, SK_USAGE, "%s: its vocabulary has %lld ids, the tokenizer %s needs %lld", o->from, (long long)vocab,
+              sk_tokenizer_name(x->tokenizer), (long long)x->limit);
+    else if (sk_tokenizer_encode(x->tokenizer, o->prompt, strlen(o->prompt), &x->prompt, e) == SK_OK && x->prompt.n == 0)
+      sk_fail(e, SK_USAGE, "--prompt: there is no token in it");
+  }
+  if (sk_agree(comm, e) != SK_OK) return e->code;
+  int64_t head[3] = {x->prompt.n, x->limit, x->eos};
+  SK_MPI(MPI_Bcast(head, 3, MPI_INT64_T, 0, comm));
+  if (!x->tokenizer) sk_ids_room(&x->prompt, head[0]);
+  x->prompt.n = head[0];
+  x->limit = head[1];
+  x->eos = head[2];
+  SK_MPI(MPI_Bcast(x->prompt.at, (int)head[0], MPI_INT32_T, 0, comm));
+  return SK_OK;
 }
 
 int sk_generate(MPI_Comm comm, const sk_generate_opts *o, sk_err *e) {
   sk_ckpt_meta meta = {0};
   sk_config cfg = {0};
   sk_decoder d = {0};
-  bool optimizer;
-  if (sk_ckpt_open(comm, o->from, &meta, &optimizer, e) == SK_OK &&
-      sk_config_from_resolved(meta.deck, o->from, &cfg, e) == SK_OK)
-    check(o, &cfg, e);
-  if (sk_agree(comm, e) != SK_OK) return end(&d, &cfg, &meta, e);
-  /* Where the deck says cuda the run had a GPU; what is here now is taken. */
-  int device = cfg.run.device == SK_DEVICE_CPU ? SK_DEVICE_CPU : SK_DEVICE_AUTO;
-  const sk_ops *op = sk_device_choose(comm, device, true, false, e);
-  if (op) sk_decoder_open(&d, &cfg, op, (int64_t)strlen(o->prompt) + o->tokens, PIECE, e);
-  if (sk_agree(comm, e) == SK_OK && sk_checkpoint_load(comm, &d.engine, o->from, true, e) == SK_OK)
-    write_text(&d, o);
-  return end(&d, &cfg, &meta, e);
+  text x = {0};
+  if (sk_ckpt_open(comm, o->from, &meta, NULL, e) == SK_OK) sk_config_from_resolved(meta.deck, o->from, &cfg, e);
+  if (sk_agree(comm, e) == SK_OK && encode(comm, o, &cfg, &meta, &x, e) == SK_OK) {
+    /* Where the deck says cuda the run had a GPU; what is here now is taken. */
+    int device = cfg.run.device == SK_DEVICE_CPU ? SK_DEVICE_CPU : SK_DEVICE_AUTO;
+    const sk_ops *op = sk_device_choose(comm, device, true, false, e);
+    if (op) sk_decoder_open(&d, &cfg, op, x.prompt.n + o->tokens, PIECE, e);
+    if (sk_agree(comm, e) == SK_OK && sk_checkpoint_load(comm, &d.engine, o->from, true, e) == SK_OK)
+      write_text(&d, o, &x);
+  }
+  sk_decoder_close(&d);
+  sk_config_free(&cfg);
+  sk_ckpt_meta_free(&meta);
+  sk_tokenizer_close(x.tokenizer);
+  sk_free(x.prompt.at);
+  return e->code;
 }

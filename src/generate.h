@@ -26,6 +26,7 @@ void sk_decoder_feed(sk_decoder *d, const int32_t *ids, int64_t n, float *logits
 
 typedef struct sk_generate_opts {
   const char *from, *prompt;
+  const char *tokenizer; /* "bytes" or a tokenizer.json; NULL: that of the checkpoint */
   int64_t tokens, seed;
   double temperature; /* 0: always the likeliest token */
 } sk_generate_opts;

@@ -1,4 +1,5 @@
 #include "src/layout.h"
+#include "src/device.h"
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -250,7 +251,8 @@ static void print_rank(const int n[SK_NAXES], int r, int64_t params, const char 
   sk_say("  %5d  %3d %3d %3d %3d  %-34s %14lld  %10s", r, tp, cp, pp, dp, layers, (ll)params, sk_bytes(bytes));
 }
 
-static void print_parts(const size_t parts[SK_PARTS], int rank) {
+/* copy: weights, m and v of a rank's slices, for saving behind training. */
+static void print_parts(const size_t parts[SK_PARTS], int rank, double copy) {
   double sum = 0;
   sk_say("\nMemory by part, on the rank that needs most (%d)", rank);
   for (int i = 0; i < SK_PARTS; i++) {
@@ -258,6 +260,7 @@ static void print_parts(const size_t parts[SK_PARTS], int rank) {
     if (parts[i]) sk_say("  %-16s %12s", sk_part_name[i], sk_bytes((double)parts[i]));
   }
   sk_say("  %-16s %12s", "all", sk_bytes(sum));
+  if (copy > 0) sk_say("  and of the host's memory about %s for a copy to be saved while training goes on", sk_bytes(copy));
 }
 
 static int print_ranks(const sk_config *c, const sk_ops *op, const int n[SK_NAXES], int ranks, sk_err *e) {
@@ -278,7 +281,8 @@ static int print_ranks(const sk_config *c, const sk_ops *op, const int n[SK_NAXE
     highest = sum, worst = list[i];
     memcpy(most, parts, sizeof most);
   }
-  if (!e->code) print_parts(most, worst);
+  int slices = sk_device_act(op, c) == SK_F32 ? 2 : 3; /* in the optimizer's part: m, v and perhaps the master */
+  if (!e->code) print_parts(most, worst, c->checkpoint.async ? 3.0 / slices * (double)most[SK_PART_OPTIM] : 0);
   return e->code;
 }
 

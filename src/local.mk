@@ -6,6 +6,8 @@ libsaker_a_SOURCES += \
   src/attention.c src/attention.h \
   src/bench.c src/bench.h \
   src/bench_comm.c \
+  src/bench_io.c \
+  src/bench_layer.c \
   src/bench_ops.c \
   src/bench_step.c \
   src/base.c src/base.h \
@@ -15,14 +17,17 @@ libsaker_a_SOURCES += \
   src/config_layers.c \
   src/config_list.c \
   src/config_value.c \
+  src/convert.c src/convert.h src/convert_from.c src/convert_to.c \
   src/ctx.h \
   src/data.c src/data.h \
   src/device.c src/device.h \
   src/engine.c src/engine.h \
+  src/eval.c src/eval.h \
   src/generate.c src/generate.h \
   src/grid.c src/grid.h \
   src/head.c \
   src/hf_json.c src/hf_json.h \
+  src/info.c src/info.h \
   src/keys.c src/keys.h \
   src/layer.c src/layer.h \
   src/layout.c src/layout.h \
@@ -32,6 +37,7 @@ libsaker_a_SOURCES += \
   src/mamba_cp.c \
   src/model.c src/model.h \
   src/model_cfg.c \
+  src/op_trace.c src/op_trace.h \
   src/optim.c src/optim.h \
   src/param.c src/param.h \
   src/pipeline.c \
@@ -48,7 +54,12 @@ libsaker_a_SOURCES += \
   src/train_eval.c \
   src/train_save.c \
   src/train_setup.c \
-  src/verbs.c src/verbs.h
+  src/train_trouble.c \
+  src/train_watch.c \
+  src/transport.c src/transport.h \
+  src/transport_link.h src/transport_open.c \
+  src/verbs.c src/verbs.h \
+  src/watch.c src/watch.h
 
 # Its header is made before it, also when a single program is asked for.
 src/bench.$(OBJEXT): commit.h

@@ -12,7 +12,7 @@ int main(int argc, char **argv) {
   int code, provided, rank;
   if (sk_cli_without_mpi(argc, argv, &code)) return code;
   signal(SIGXFSZ, SIG_IGN); /* a file-size limit is then an error of the write, with its message */
-  SK_MPI(MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided));
+  SK_MPI(MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided));
   SK_MPI(MPI_Comm_rank(MPI_COMM_WORLD, &rank));
   sk_base_init(rank, abort_job);
   sk_err e = {0};

@@ -283,18 +283,29 @@ void sk_chunk_backward(sk_model *m, sk_ctx *c, sk_slot *s, bool queue, sk_arena 
 
 /* ---- arithmetic ---- */
 
-double sk_layer_flops(const sk_layer_cfg *l, int64_t T) {
+sk_flops sk_layer_flops_by(const sk_layer_cfg *l, int64_t T) {
   const sk_model_cfg *m = &l->m;
-  double d = (double)m->hidden_size, q = (double)(m->num_attention_heads * m->head_dim), sum = 0;
+  double d = (double)m->hidden_size, q = (double)(m->num_attention_heads * m->head_dim);
   double kv = (double)(m->num_key_value_heads * m->head_dim), ds = (double)m->mamba_d_ssm;
   double nh = (double)m->mamba_n_heads, P = (double)m->mamba_d_head, Q = (double)m->mamba_chunk_size;
   double N = (double)m->mamba_d_state, G = (double)m->mamba_n_groups;
-  if (l->mixer != 'M') sum += 2 * (2 * d * q + 2 * d * kv) + 2 * q * (double)(T + 1);
-  if (l->mixer != '*')
-    sum += 2 * (d * (2 * ds + 2 * G * N + nh) + ds * d) + Q * N * G + nh * (Q * P + 4 * P * N) +
-           2 * (double)m->mamba_d_conv * (ds + 2 * G * N);
-  if (l->mlp) sum += 2 * 3 * d * (double)m->intermediate_size;
-  return sum;
+  sk_flops f = {0};
+  if (l->mixer != 'M') {
+    f.weights += 2 * d * q + 2 * d * kv;
+    f.attention = 2 * q * (double)(T + 1);
+  }
+  if (l->mixer != '*') {
+    f.weights += d * (2 * ds + 2 * G * N + nh) + ds * d;
+    f.ssd = Q * N * G + nh * (Q * P + 4 * P * N);
+    f.conv = 2 * (double)m->mamba_d_conv * (ds + 2 * G * N);
+  }
+  if (l->mlp) f.weights += 3 * d * (double)m->intermediate_size;
+  return f;
+}
+
+double sk_layer_flops(const sk_layer_cfg *l, int64_t T) {
+  sk_flops f = sk_layer_flops_by(l, T);
+  return 2 * f.weights + f.attention + f.ssd + f.conv;
 }
 
 double sk_model_flops(const sk_config *cfg, int64_t T) {

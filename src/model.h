@@ -92,4 +92,11 @@ void sk_head_loss(sk_model *m, sk_ctx *c, sk_slot *s, double scale, double *loss
  * sequence length T; a training step is three times that. sk_layer_flops: of one layer. */
 double sk_model_flops(const sk_config *cfg, int64_t T);
 double sk_layer_flops(const sk_layer_cfg *l, int64_t T);
+
+/* The same of one layer by what they go into. */
+typedef struct sk_flops {
+  double weights; /* elements of the matrices: two operations each */
+  double attention, ssd, conv;
+} sk_flops;
+sk_flops sk_layer_flops_by(const sk_layer_cfg *l, int64_t T);
 #endif

@@ -7,8 +7,8 @@
 #include <jansson.h>
 #include <string.h>
 
-// Python writes a bare Infinity, which is no JSON; here null means the same, and takes as many bytes.
-static void mask_infinity(char *s) {
+// As many bytes as before, so that places in the text stay right.
+void sk_hf_mask_infinity(char *s) {
   for (bool quoted = false; *s; s++) {
     if (*s == '\\' && quoted && s[1]) s++;
     else if (*s == '"') quoted = !quoted;
@@ -132,10 +132,10 @@ static size_t offset_of(const char *text, int row, int col) {
 }
 
 void sk_hf_read(sk_reader *r, const char *where) {
-  char *text = r->c->hf_json;
+  char *text = r->hf_text = sk_strdup(r->c->hf_json);
   json_error_t why;
   r->hf_name = sk_strdup(where);
-  mask_infinity(text);
+  sk_hf_mask_infinity(text);
   json_t *j = json_loads(text, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &why);
   if (!j) {
     sk_mark m = sk_mark_at(r->hf_name, text, offset_of(text, why.line, why.column));

@@ -177,8 +177,10 @@ static void block_norms(sk_optim *o, sk_ctx *c, MPI_Comm zero) {
     int64_t b0 = cuts(o, o->block, k)[o->part], b1 = cuts(o, o->block, k)[o->part + 1];
     if (b0 < b1) c->op->to_host(c->st, o->norms + b0, o->sq + b0, (size_t)(b1 - b0) * sizeof(double));
   }
-  if (o->parts > 1)
-    SK_MPI(MPI_Allreduce(MPI_IN_PLACE, o->norms, (int)r->n_blocks, MPI_DOUBLE, MPI_SUM, zero));
+  if (o->parts == 1) return;
+  sk_timer_begin(c->timer, SK_T_WAIT);
+  SK_MPI(MPI_Allreduce(MPI_IN_PLACE, o->norms, (int)r->n_blocks, MPI_DOUBLE, MPI_SUM, zero));
+  sk_timer_end(c->timer);
 }
 
 double sk_optim_norm(sk_optim *o, sk_ctx *c, MPI_Comm zero, MPI_Comm model, int n_all, int *bad) {
@@ -193,7 +195,9 @@ double sk_optim_norm(sk_optim *o, sk_ctx *c, MPI_Comm zero, MPI_Comm model, int 
     double *sum = &o->sums[p->index * r->tp + r->tp_rank];
     for (int64_t b = 0; b < run->n_blocks; b++) *sum += o->norms[run->block0 + b];
   }
+  sk_timer_begin(c->timer, SK_T_WAIT);
   SK_MPI(MPI_Allreduce(MPI_IN_PLACE, o->sums, n_all * r->tp, MPI_DOUBLE, MPI_SUM, model));
+  sk_timer_end(c->timer);
   double total = 0;
   *bad = -1;
   for (int i = 0; i < n_all; i++) {

@@ -14,14 +14,14 @@ static size_t message_bytes(const sk_engine *g, const sk_slot *s) {
 static void post(sk_engine *g, const sk_action *a, size_t bytes) {
   sk_ring *r = &g->ring[a->msg];
   int i = (int)(r->posted++ % r->n_recv);
-  r->receiving[i] = g->ctx.comm->recv(g->pp, g->ctx.st, r->recv[i], bytes, a->peer, a->tag);
+  r->receiving[i] = g->pipe->recv(g->pp, g->ctx.st, r->recv[i], bytes, a->peer, a->tag);
 }
 
 static void *received(sk_engine *g, int msg) {
   sk_ring *r = &g->ring[msg];
   int i = (int)(r->received++ % r->n_recv);
   sk_timer_begin(g->ctx.timer, SK_T_PP);
-  g->ctx.comm->wait(g->pp, g->ctx.st, r->receiving[i]);
+  g->pipe->wait(g->pp, g->ctx.st, r->receiving[i]);
   sk_timer_end(g->ctx.timer);
   r->receiving[i] = NULL;
   return r->recv[i];
@@ -32,7 +32,7 @@ static void *to_send(sk_engine *g, int msg) {
   sk_ring *r = &g->ring[msg];
   int i = (int)(r->sent % r->n_send);
   sk_timer_begin(g->ctx.timer, SK_T_PP);
-  g->ctx.comm->wait(g->pp, g->ctx.st, r->sending[i]);
+  g->pipe->wait(g->pp, g->ctx.st, r->sending[i]);
   sk_timer_end(g->ctx.timer);
   r->sending[i] = NULL;
   return r->send[i];
@@ -41,14 +41,14 @@ static void *to_send(sk_engine *g, int msg) {
 static void send(sk_engine *g, const sk_action *a, size_t bytes) {
   sk_ring *r = &g->ring[a->msg];
   int i = (int)(r->sent++ % r->n_send);
-  r->sending[i] = g->ctx.comm->send(g->pp, g->ctx.st, r->send[i], bytes, a->peer, a->tag);
+  r->sending[i] = g->pipe->send(g->pp, g->ctx.st, r->send[i], bytes, a->peer, a->tag);
 }
 
 static void finish_sends(sk_engine *g) {
   for (int k = 0; k < SK_NMSGS; k++) {
     sk_ring *r = &g->ring[k];
     for (int i = 0; i < r->n_send; i++) {
-      g->ctx.comm->wait(g->pp, g->ctx.st, r->sending[i]);
+      g->pipe->wait(g->pp, g->ctx.st, r->sending[i]);
       r->sending[i] = NULL;
     }
     r->posted = r->received = r->sent = 0;
@@ -120,11 +120,11 @@ static void finish_tied(sk_engine *g) {
   bool first = g->model.embed_bucket >= 0;
   if (g->grid->n[SK_PP] > 1) {
     int other = first ? g->grid->n[SK_PP] - 1 : 0;
-    sk_ticket *in = c->comm->recv(g->pp, c->st, g->model.tied_grad, bytes, other, TAG_TIED);
-    sk_ticket *out = c->comm->send(g->pp, c->st, sk_grad(c, g->model.embed), bytes, other, TAG_TIED);
+    sk_ticket *in = g->pipe->recv(g->pp, c->st, g->model.tied_grad, bytes, other, TAG_TIED);
+    sk_ticket *out = g->pipe->send(g->pp, c->st, sk_grad(c, g->model.embed), bytes, other, TAG_TIED);
     sk_timer_begin(c->timer, SK_T_PP);
-    c->comm->wait(g->pp, c->st, in);
-    c->comm->wait(g->pp, c->st, out);
+    g->pipe->wait(g->pp, c->st, in);
+    g->pipe->wait(g->pp, c->st, out);
     sk_timer_end(c->timer);
   }
   c->op->add_f32(c->st, sk_grad(c, g->model.embed), g->model.tied_grad, p->count);
@@ -163,15 +163,15 @@ static void eval_micro(sk_engine *g, int64_t b, const int32_t *ids, const int32_
   int stages = g->grid->n[SK_PP], stage = g->grid->at[SK_PP];
   for (int k = 0; k < g->model.n_chunks; k++) {
     sk_slot *s = &g->slot[g->slot0[k]];
-    c->comm->wait(g->pp, c->st, sending[k]);
+    g->pipe->wait(g->pp, c->st, sending[k]);
     sending[k] = NULL;
     sk_slot_begin(&g->model, c, s, &here, false);
     sk_engine_load(g, s, b, ids, label, start);
     size_t bytes = message_bytes(g, s);
     if (s->in)
-      c->comm->wait(g->pp, c->st, c->comm->recv(g->pp, c->st, s->in, bytes, (stage + stages - 1) % stages, TAG_EVAL));
+      g->pipe->wait(g->pp, c->st, g->pipe->recv(g->pp, c->st, s->in, bytes, (stage + stages - 1) % stages, TAG_EVAL));
     sk_chunk_forward(&g->model, c, s, 0, g->loss, &g->redo);
-    if (s->out) sending[k] = c->comm->send(g->pp, c->st, s->out, bytes, (stage + 1) % stages, TAG_EVAL);
+    if (s->out) sending[k] = g->pipe->send(g->pp, c->st, s->out, bytes, (stage + 1) % stages, TAG_EVAL);
   }
 }
 
@@ -182,6 +182,6 @@ void sk_engine_eval(sk_engine *g, int64_t n, const int32_t *ids, const int32_t *
     eval_micro(g, b, ids + at, label + at, start + at, sending);
   }
   for (int k = 0; k < g->model.n_chunks; k++)
-    if (sending[k]) g->ctx.comm->wait(g->pp, g->ctx.st, sending[k]);
+    if (sending[k]) g->pipe->wait(g->pp, g->ctx.st, sending[k]);
   sk_free(sending);
 }

@@ -80,11 +80,23 @@ static void metrics(sk_run_dir *run, const sk_step_report *r) {
   sk_metric_num(run, "data_pct", r->data_pct);
   sk_metric_num(run, "comm_pct", r->comm_pct);
   sk_metric_num(run, "eta_s", r->eta);
+  sk_metric_int(run, "skipped", r->skipped);
+  sk_metric_int(run, "reruns", r->reruns);
+  sk_metric_int(run, "rollbacks", r->rollbacks);
   sk_metric_end(run);
+}
+
+static void events(sk_run_dir *run, const sk_step_report *r) {
+  static const char *const tag[] = {"train/loss", "train/grad_norm", "train/lr", "speed/tokens_per_s", "speed/step_ms",
+                                    "speed/tflops", "speed/data_pct", "speed/comm_pct", "memory/gib"};
+  const double value[] = {r->loss, r->grad_norm, r->lr, r->tokens_per_s, 1e3 * r->seconds,
+                          r->tflops, r->data_pct, r->comm_pct, sk_peak_gib()};
+  sk_events_scalars(run->events, r->step, (int)(sizeof value / sizeof *value), tag, value);
 }
 
 void sk_progress_step(sk_run_dir *run, const sk_step_report *r, bool line) {
   metrics(run, r);
+  events(run, r);
   if (sk_base_rank() != 0) return;
   sk_progress_clear();
   if (line)

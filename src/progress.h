@@ -9,6 +9,7 @@ typedef struct sk_step_report {
   double loss, grad_norm, lr;
   double seconds, tokens_per_s, tflops; /* of this step; model TFLOP/s of all ranks */
   double data_pct, comm_pct, eta;
+  int64_t skipped, reruns, rollbacks; /* of the run so far */
 } sk_step_report;
 
 /* The line of a step and its metrics object. line = false: metrics only (log.every). */

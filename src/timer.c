@@ -27,8 +27,12 @@ static const char *const label[SK_T_COUNT] = {
     [SK_T_METRICS] = "metrics",
 };
 
+const char *sk_timer_label(int section) {
+  return section >= 0 && section < SK_T_COUNT && label[section] ? label[section] : "";
+}
+
 void sk_timer_start(sk_timer *t) {
-  *t = (sk_timer){.since = sk_now()};
+  *t = (sk_timer){.since = sk_now(), .beat = t->beat, .range = t->range};
   t->calls[SK_T_OTHER] = 1;
 }
 
@@ -38,18 +42,31 @@ static void charge(sk_timer *t) {
   t->since = now;
 }
 
+static void beat(sk_timer *t) {
+  if (!t->beat) return;
+  atomic_store_explicit(&t->beat->section, t->stack[t->depth], memory_order_relaxed);
+  atomic_fetch_add_explicit(&t->beat->count, 1, memory_order_release);
+}
+
 void sk_timer_begin(sk_timer *t, int section) {
   if (!t) return;
   charge(t);
   SK_CHECK(t->depth + 1 < (int)(sizeof t->stack / sizeof t->stack[0]), "timer sections nest too deep");
   t->stack[++t->depth] = section;
+  t->began[t->depth] = t->since;
   t->calls[section]++;
+  beat(t);
+  if (t->range) t->range(label[section]);
 }
 
 void sk_timer_end(sk_timer *t) {
   if (!t) return;
   charge(t);
+  if (t->span && t->n_spans < t->cap)
+    t->span[t->n_spans++] = (sk_span){t->began[t->depth], t->since, t->stack[t->depth]};
   t->depth--;
+  beat(t);
+  if (t->range) t->range(NULL);
 }
 
 const char *sk_timer_name(int section) { return label[section]; }

@@ -4,6 +4,7 @@
 #ifndef SK_TIMER_H
 #define SK_TIMER_H
 #include "src/agree.h"
+#include <stdatomic.h>
 
 typedef enum sk_section {
   SK_T_OTHER, /* everything outside the sections below */
@@ -28,13 +29,33 @@ typedef enum sk_section {
   SK_T_COUNT
 } sk_section;
 
+/* Where the owner of a timer is, for the threads and processes that watch it (watch.h). */
+typedef struct sk_beat {
+  _Atomic int section;
+  _Atomic uint64_t count; /* grows with every switch of sections */
+} sk_beat;
+
+/* A section from its begin to its end, sk_now's seconds. */
+typedef struct sk_span {
+  double begin, end;
+  int section;
+} sk_span;
+
 typedef struct sk_timer {
   double total[SK_T_COUNT], since; /* seconds; moment of the last switch */
   int64_t calls[SK_T_COUNT];
   int stack[8], depth;
+  double began[8];     /* of the sections on the stack */
+  sk_beat *beat;       /* NULL: nobody watches; not owned */
+  sk_span *span;       /* [cap] recorded while it is not NULL (trace.h), what does not fit is left out; not owned */
+  int64_t n_spans, cap;
+  void (*range)(const char *name); /* NULL, or sk_ops.range: sections for profilers */
 } sk_timer;
 
+/* From zero; what watches and records it stays. */
 void sk_timer_start(sk_timer *t);
+/* A section's name, a literal; "" where there is none. */
+const char *sk_timer_label(int section);
 /* t may be NULL: not measured. */
 void sk_timer_begin(sk_timer *t, int section);
 void sk_timer_end(sk_timer *t);

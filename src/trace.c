@@ -1,205 +1,103 @@
 #include "src/trace.h"
+#include "io/fsutil.h"
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct mark {
-  const char *op;
-  int section;
-  double flops;
-  sk_event *from, *to;
-} mark;
+/* Spans of a rank, and ranks: what a viewer can still show. */
+enum { SPANS = 1 << 16, RANKS = 64 };
 
-/* The table's functions have no argument for it, so the trace lives here. */
-static struct {
-  const sk_ops *op;
-  sk_device *dev;
-  const sk_timer *timer;
-  mark *at;
-  int n, made, cap; /* marks in use; with events; with room */
-} g;
-
-static void begin(sk_stream *s, const char *op, double flops) {
-  if (g.n == g.cap) g.at = sk_realloc(g.at, (size_t)(g.cap = 2 * g.cap + 1024) * sizeof *g.at);
-  mark *m = &g.at[g.n];
-  if (g.n == g.made) {
-    m->from = g.op->event_create(g.dev);
-    m->to = g.op->event_create(g.dev);
-    g.made++;
+int sk_trace_parse(const char *steps, sk_trace *tr, sk_err *e) {
+  long long a = 0, b = 0;
+  int n = 0, all = (int)strlen(steps);
+  *tr = (sk_trace){0};
+  if (all == 0) return SK_OK;
+  if (sscanf(steps, "%lld-%lld%n", &a, &b, &n) != 2 || n != all) {
+    if (sscanf(steps, "%lld%n", &a, &n) != 1 || n != all) a = 0;
+    b = a;
   }
-  m->op = op, m->section = g.timer->stack[g.timer->depth], m->flops = flops;
-  g.op->record(m->from, s);
+  if (a < 1 || b < a)
+    return sk_fail(e, SK_USAGE, "log.trace: \"%s\": give a step or a range of steps, as 10 or 10-12", steps);
+  tr->first = a;
+  tr->last = b;
+  return SK_OK;
 }
 
-static void end(sk_stream *s) { g.op->record(g.at[g.n++].to, s); }
-
-/* An op of the table; its first argument is the stream s. */
-#define SK_TRACED(name, parameters, arguments) \
-  static void t_##name parameters {            \
-    begin(s, #name, 0);                        \
-    g.op->name arguments;                      \
-    end(s);                                    \
+void sk_trace_begin(sk_trace *tr, const sk_grid *g, sk_timer *t, int64_t step) {
+  if (step < tr->first || step > tr->last) return;
+  if (!tr->on) { /* the ranks' clocks need not agree: time starts when all are here */
+    tr->on = true;
+    tr->span = sk_calloc(SPANS, sizeof *tr->span);
+    t->n_spans = 0;
+    sk_timer_begin(t, SK_T_WAIT);
+    SK_MPI(MPI_Barrier(g->world));
+    sk_timer_end(t);
+    tr->t0 = sk_now();
   }
-
-SK_TRACED(copy, (sk_stream *s, void *y, const void *x, size_t bytes), (s, y, x, bytes))
-SK_TRACED(copy2d, (sk_stream *s, void *y, size_t ldy, const void *x, size_t ldx, size_t width, int64_t rows),
-          (s, y, ldy, x, ldx, width, rows))
-SK_TRACED(zero, (sk_stream *s, void *p, size_t bytes), (s, p, bytes))
-SK_TRACED(cast, (sk_stream *s, void *y, sk_dtype to, const void *x, sk_dtype from, int64_t n), (s, y, to, x, from, n))
-
-static void t_gemm(sk_stream *s, bool ta, bool tb, int64_t m, int64_t n, int64_t k, double alpha, const void *A,
-                   int64_t lda, const void *B, int64_t ldb, double beta, void *C, int64_t ldc, sk_dtype ct) {
-  begin(s, ta ? "gemm dW" : tb ? "gemm y" : "gemm dx", 2.0 * (double)m * (double)n * (double)k);
-  g.op->gemm(s, ta, tb, m, n, k, alpha, A, lda, B, ldb, beta, C, ldc, ct);
-  end(s);
+  t->span = tr->span;
+  t->cap = SPANS;
+  tr->began = sk_now();
 }
 
-SK_TRACED(bias, (sk_stream *s, void *y, int64_t ld, const void *b, double scale, int64_t n, int64_t cols),
-          (s, y, ld, b, scale, n, cols))
-SK_TRACED(bias_grad, (sk_stream *s, float *db, const void *dy, int64_t ld, double scale, int64_t n, int64_t cols),
-          (s, db, dy, ld, scale, n, cols))
-SK_TRACED(add_f32, (sk_stream *s, float *y, const float *x, int64_t n), (s, y, x, n))
-SK_TRACED(add, (sk_stream *s, void *y, const void *x, int64_t n), (s, y, x, n))
-SK_TRACED(embed,
-          (sk_stream *s, void *h, const int32_t *ids, const void *E, double mult, int64_t n, int64_t d, int64_t v0,
-           int64_t nv),
-          (s, h, ids, E, mult, n, d, v0, nv))
-SK_TRACED(embed_grad,
-          (sk_stream *s, float *dE, const int32_t *ids, const void *dh, double mult, int64_t n, int64_t d, int64_t v0,
-           int64_t nv, int64_t pad),
-          (s, dE, ids, dh, mult, n, d, v0, nv, pad))
-SK_TRACED(rmsnorm,
-          (sk_stream *s, void *y, float *rstd, void *sum, const void *x, const void *res, const void *w, int64_t n,
-           int64_t d, double eps),
-          (s, y, rstd, sum, x, res, w, n, d, eps))
-SK_TRACED(rmsnorm_grad,
-          (sk_stream *s, void *dx, float *dw, const void *dy, const void *x, const float *rstd, const void *w,
-           int64_t n, int64_t d),
-          (s, dx, dw, dy, x, rstd, w, n, d))
-SK_TRACED(gate,
-          (sk_stream *s, const sk_gate_dims *d, void *o, float *rstd, const void *y, const void *z, const void *w),
-          (s, d, o, rstd, y, z, w))
-SK_TRACED(gate_stats, (sk_stream *s, const sk_gate_dims *d, float *ss, const void *y, const void *z), (s, d, ss, y, z))
-SK_TRACED(gate_grad,
-          (sk_stream *s, const sk_gate_dims *d, void *dy, void *dz, float *dw, const void *dout, const void *y,
-           const void *z, const void *w, const float *rstd),
-          (s, d, dy, dz, dw, dout, y, z, w, rstd))
-SK_TRACED(gate_grad_stats,
-          (sk_stream *s, const sk_gate_dims *d, float *dots, const void *dout, const void *y, const void *z,
-           const void *w),
-          (s, d, dots, dout, y, z, w))
-SK_TRACED(swiglu, (sk_stream *s, void *a, const void *gu, double m, int64_t n, int64_t F), (s, a, gu, m, n, F))
-SK_TRACED(swiglu_grad, (sk_stream *s, void *dgu, const void *da, const void *gu, double m, int64_t n, int64_t F),
-          (s, dgu, da, gu, m, n, F))
-SK_TRACED(rope,
-          (sk_stream *s, void *x, int64_t ld, const float *table, double mult, int sign, int64_t b, int64_t T,
-           int64_t heads, int64_t hd),
-          (s, x, ld, table, mult, sign, b, T, heads, hd))
-SK_TRACED(attention,
-          (sk_stream *s, const sk_attn_dims *d, void *o, float *lse, const void *q, const void *k, const void *v,
-           const int32_t *start),
-          (s, d, o, lse, q, k, v, start))
-SK_TRACED(attention_grad,
-          (sk_stream *s, const sk_attn_dims *d, void *dq, void *dk, void *dv, const void *dout, const void *q,
-           const void *k, const void *v, const void *o, const float *lse, const int32_t *start, void *ws),
-          (s, d, dq, dk, dv, dout, q, k, v, o, lse, start, ws))
-SK_TRACED(conv,
-          (sk_stream *s, const sk_conv_dims *d, void *y, const void *x, const void *halo, const void *w,
-           const void *bias, const int32_t *start),
-          (s, d, y, x, halo, w, bias, start))
-SK_TRACED(conv_grad,
-          (sk_stream *s, const sk_conv_dims *d, void *dx, void *dhalo, float *dw, float *dbias, const void *dy,
-           const void *x, const void *halo, const void *w, const void *bias, const int32_t *start),
-          (s, d, dx, dhalo, dw, dbias, dy, x, halo, w, bias, start))
-SK_TRACED(dt,
-          (sk_stream *s, float *dt, const void *r, int64_t ld, double mult, const void *bias, double lo, double hi,
-           int64_t n, int64_t nh),
-          (s, dt, r, ld, mult, bias, lo, hi, n, nh))
-SK_TRACED(dt_grad,
-          (sk_stream *s, void *dr, float *dbias, const float *ddt, const void *r, int64_t ld, double mult,
-           const void *bias, double lo, double hi, int64_t n, int64_t nh),
-          (s, dr, dbias, ddt, r, ld, mult, bias, lo, hi, n, nh))
-SK_TRACED(ssd,
-          (sk_stream *s, const sk_ssd_dims *d, void *y, float *Sf, const void *x, const void *B, const void *C,
-           const float *dt, const void *A, const void *D, const int32_t *start, const float *S0, void *ws),
-          (s, d, y, Sf, x, B, C, dt, A, D, start, S0, ws))
-SK_TRACED(ssd_grad,
-          (sk_stream *s, const sk_ssd_dims *d, void *dx, void *dB, void *dC, float *ddt, float *dA, float *dD,
-           float *dS0, const void *dy, const void *x, const void *B, const void *C, const float *dt, const void *A,
-           const void *D, const int32_t *start, const float *S0, const float *dSf, void *ws),
-          (s, d, dx, dB, dC, ddt, dA, dD, dS0, dy, x, B, C, dt, A, D, start, S0, dSf, ws))
-SK_TRACED(ssd_state,
-          (sk_stream *s, const sk_ssd_dims *d, float *Sf, float *keep, const void *x, const void *B, const float *dt,
-           const void *A, const int32_t *start, void *ws),
-          (s, d, Sf, keep, x, B, dt, A, start, ws))
-SK_TRACED(ssd_state_grad,
-          (sk_stream *s, const sk_ssd_dims *d, float *dS0, const void *dy, const void *C, const float *dt,
-           const void *A, const int32_t *start, void *ws),
-          (s, d, dS0, dy, C, dt, A, start, ws))
-SK_TRACED(fade_add, (sk_stream *s, float *S, const float *keep, const float *F, int64_t rows, int64_t cols),
-          (s, S, keep, F, rows, cols))
-SK_TRACED(xent_stats,
-          (sk_stream *s, float *stats, const float *logits, int64_t ld, const int32_t *label, int64_t n, int64_t v0,
-           int64_t nv),
-          (s, stats, logits, ld, label, n, v0, nv))
-SK_TRACED(xent_merge, (sk_stream *s, float *stats, const float *part, int64_t parts, int64_t n),
-          (s, stats, part, parts, n))
-SK_TRACED(xent_grad,
-          (sk_stream *s, float *loss, void *dlogits, const float *logits, int64_t ld, const float *stats,
-           const int32_t *label, double scale, int64_t n, int64_t v0, int64_t nv),
-          (s, loss, dlogits, logits, ld, stats, label, scale, n, v0, nv))
-SK_TRACED(sum, (sk_stream *s, double *sum, const float *x, int64_t n), (s, sum, x, n))
-SK_TRACED(sqnorm, (sk_stream *s, double *out, const float *x, const int64_t *off, int64_t n), (s, out, x, off, n))
-SK_TRACED(adamw,
-          (sk_stream *s, void *w, float *p, float *m, float *v, const float *grad, int64_t n, const sk_adamw *h),
-          (s, w, p, m, v, grad, n, h))
-
-const sk_ops *sk_trace_open(const sk_ops *op, sk_device *dev, const sk_timer *timer) {
-  static sk_ops t;
-  g.op = op, g.dev = dev, g.timer = timer, g.n = 0;
-  t = *op;
-#define SK_USE(name) t.name = t_##name
-  SK_USE(copy), SK_USE(copy2d), SK_USE(zero), SK_USE(cast), SK_USE(gemm), SK_USE(bias), SK_USE(bias_grad);
-  SK_USE(add_f32), SK_USE(add), SK_USE(embed), SK_USE(embed_grad), SK_USE(rmsnorm), SK_USE(rmsnorm_grad);
-  SK_USE(gate), SK_USE(gate_stats), SK_USE(gate_grad), SK_USE(gate_grad_stats), SK_USE(swiglu), SK_USE(swiglu_grad);
-  SK_USE(rope), SK_USE(attention), SK_USE(attention_grad), SK_USE(conv), SK_USE(conv_grad), SK_USE(dt);
-  SK_USE(dt_grad), SK_USE(ssd), SK_USE(ssd_grad), SK_USE(ssd_state), SK_USE(ssd_state_grad), SK_USE(fade_add);
-  SK_USE(xent_stats), SK_USE(xent_merge), SK_USE(xent_grad), SK_USE(sum), SK_USE(sqnorm), SK_USE(adamw);
-#undef SK_USE
-  return &t;
-}
-
-/* Stable: lines of a section stay in the order of their first calls. */
-static void sort(sk_trace_line *line, int n) {
-  for (int i = 1; i < n; i++) {
-    sk_trace_line x = line[i];
-    int k = i;
-    for (; k > 0 && line[k - 1].section > x.section; k--) line[k] = line[k - 1];
-    line[k] = x;
+/* One line per span: name, begin and length in microseconds, rank. Sections from SK_T_COUNT on are whole steps. */
+static void put(FILE *f, const sk_trace *tr, const sk_grid *g, const double *x, int64_t n, int rank) {
+  fprintf(f, "%s{\"name\": \"process_name\", \"ph\": \"M\", \"pid\": %d, \"args\": {\"name\": \"rank %d of %d%s\"}}",
+          rank ? ",\n" : "", rank, rank, g->size, n == SPANS ? ", incomplete" : "");
+  for (int64_t i = 0; i < n; i++, x += 3) {
+    char name[32];
+    snprintf(name, sizeof name, "step %lld", (long long)tr->first + (long long)x[0] - SK_T_COUNT);
+    fprintf(f, ",\n{\"name\": \"%s\", \"ph\": \"X\", \"pid\": %d, \"tid\": 0, \"ts\": %.3f, \"dur\": %.3f}",
+            x[0] < SK_T_COUNT ? sk_timer_label((int)x[0]) : name, rank, 1e6 * x[1], 1e6 * x[2]);
   }
 }
 
-int sk_trace_read(sk_trace_line *line, int most) {
-  int n = 0;
-  for (int i = 0; i < g.n; i++) {
-    const mark *m = &g.at[i];
-    int k = 0;
-    while (k < n && (line[k].section != m->section || strcmp(line[k].op, m->op) != 0)) k++;
-    if (k == most) continue;
-    if (k == n) line[n++] = (sk_trace_line){.op = m->op, .section = m->section};
-    line[k].calls++;
-    line[k].seconds += g.op->elapsed(m->from, m->to);
-    line[k].flops += m->flops;
+/* Rank 0 writes what the others send one after the other. Collective. */
+static void write_all(const sk_trace *tr, const sk_grid *g, sk_timer *t, const char *run_dir) {
+  sk_timer_begin(t, SK_T_METRICS);
+  int ranks = g->size < RANKS ? g->size : RANKS;
+  double *x = sk_calloc((size_t)SPANS, 3 * sizeof *x);
+  char *text = NULL, *path = sk_strf("%s/trace.json", run_dir);
+  size_t size = 0;
+  FILE *f = g->rank == 0 ? open_memstream(&text, &size) : NULL;
+  if (f) fprintf(f, "{\"displayTimeUnit\": \"ms\", \"traceEvents\": [\n");
+  for (int64_t i = 0; i < t->n_spans; i++) {
+    x[3 * i] = tr->span[i].section;
+    x[3 * i + 1] = tr->span[i].begin - tr->t0;
+    x[3 * i + 2] = tr->span[i].end - tr->span[i].begin;
   }
-  g.n = 0;
-  sort(line, n);
-  return n;
+  for (int r = 0; r < ranks; r++) {
+    int n = 3 * (int)t->n_spans;
+    if (g->rank == r && r > 0) SK_MPI(MPI_Send(x, n, MPI_DOUBLE, 0, 0, g->world));
+    if (g->rank == 0 && r > 0) {
+      MPI_Status status;
+      SK_MPI(MPI_Recv(x, 3 * SPANS, MPI_DOUBLE, r, 0, g->world, &status));
+      SK_MPI(MPI_Get_count(&status, MPI_DOUBLE, &n));
+    }
+    if (f) put(f, tr, g, x, n / 3, r);
+  }
+  if (f) {
+    sk_err e = {0};
+    fprintf(f, "\n]}\n");
+    if (fclose(f) != 0) sk_fail(&e, SK_FAILED, "%s: no memory to write it", path);
+    else sk_fs_write(path, text, size, false, &e);
+    if (e.code) sk_warn("%s", e.msg);
+    else sk_say("time line of steps %lld to %lld: %s (open it in ui.perfetto.dev)", (long long)tr->first,
+                (long long)tr->last, path);
+  }
+  free(text);
+  sk_free(path);
+  sk_free(x);
+  sk_timer_end(t);
 }
 
-void sk_trace_close(void) {
-  for (int i = 0; i < g.made; i++) {
-    g.op->event_destroy(g.at[i].from);
-    g.op->event_destroy(g.at[i].to);
+void sk_trace_end(sk_trace *tr, const sk_grid *g, sk_timer *t, int64_t step, bool end, const char *run_dir) {
+  if (!tr->on) return;
+  if (t->n_spans < t->cap)
+    t->span[t->n_spans++] = (sk_span){tr->began, sk_now(), SK_T_COUNT + (int)(step - tr->first)};
+  t->span = NULL;
+  if (step >= tr->last || end) {
+    write_all(tr, g, t, run_dir);
+    sk_free(tr->span);
+    *tr = (sk_trace){0};
   }
-  sk_free(g.at);
-  memset(&g, 0, sizeof g);
 }

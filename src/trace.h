@@ -1,24 +1,23 @@
-/* trace.h: where a device's time goes, op by op: a device table that calls another one's ops between two marks
- * in their stream. For measurements only: marks cost time, and there is one trace at a time. */
+/* trace.h: a time line of chosen steps (log.trace) in RUN/trace.json, for chrome://tracing or ui.perfetto.dev: one
+ * row per rank, one bar per section of the timer. */
 #ifndef SK_TRACE_H
 #define SK_TRACE_H
+#include "src/grid.h"
 #include "src/timer.h"
-#include "kernels/ops.h"
 
-/* One op in one section of the timer. */
-typedef struct sk_trace_line {
-  const char *op;
-  int section;    /* SK_T_... */
-  int64_t calls;
-  double seconds; /* on the device, from the op's start to its end in its stream */
-  double flops;   /* of matrix products, 0 for other ops */
-} sk_trace_line;
+typedef struct sk_trace {
+  int64_t first, last; /* steps; last 0: nothing to record */
+  double t0;           /* the moment 0 of the time line, on this rank */
+  double began;        /* the present step */
+  sk_span *span;       /* being recorded into */
+  bool on;
+} sk_trace;
 
-/* The table: like op's, on op's device dev. Sections are those in which `timer` is at a call; it must have been
- * started. op, dev and timer are borrowed until sk_trace_close. */
-const sk_ops *sk_trace_open(const sk_ops *op, sk_device *dev, const sk_timer *timer);
-/* Waits for the work so far, writes at most `most` lines in order of sections and first calls, and returns how many
- * there are. The marks are forgotten. */
-int sk_trace_read(sk_trace_line *line, int most);
-void sk_trace_close(void);
+/* "" (nothing), "10" or "10-12"; anything else is SK_USAGE. */
+int sk_trace_parse(const char *steps, sk_trace *tr, sk_err *e);
+
+/* Collective over world, around every step: records the timer's sections in the chosen ones, and after the last of
+ * them (or at `end`) gathers and writes them. A failure to write is a warning. */
+void sk_trace_begin(sk_trace *tr, const sk_grid *g, sk_timer *t, int64_t step);
+void sk_trace_end(sk_trace *tr, const sk_grid *g, sk_timer *t, int64_t step, bool end, const char *run_dir);
 #endif

@@ -3,15 +3,8 @@
 #include "src/train.h"
 #include "src/lr.h"
 #include "src/progress.h"
-#include "src/stop.h"
 #include <math.h>
 #include <stdio.h>
-
-typedef struct step_result {
-  double loss, norm, lr;
-  int bad;       /* parameter with a gradient that is not finite, or -1 */
-  bool stop;     /* some rank wants to stop */
-} step_result;
 
 /* This rank's samples of the step, contiguous in the global batch. Returns the counted tokens. */
 static int64_t load_samples(sk_train *t, sk_err *e) {
@@ -23,29 +16,47 @@ static int64_t load_samples(sk_train *t, sk_err *e) {
   return counted;
 }
 
-/* Loss of the last stage and stop wishes of all ranks, summed in rank order. The tp ranks of a stage all have
- * the same loss: one of them counts. */
-static void exchange(sk_train *t, step_result *r) {
-  double elapsed = sk_now() - t->t0, need = 2 * t->step_seconds + 1.5 * t->save_seconds;
-  bool late = t->opts->max_time > 0 && elapsed + need > t->opts->max_time;
+static double comm_seconds(const sk_timer *t) {
+  return sk_timer_seconds(t, SK_T_TP) + sk_timer_seconds(t, SK_T_CP) + sk_timer_seconds(t, SK_T_PP) +
+         sk_timer_seconds(t, SK_T_REDUCE) + sk_timer_seconds(t, SK_T_GATHER) + sk_timer_seconds(t, SK_T_WAIT);
+}
+
+/* Seconds to keep for what comes after one more step: that step again, the save in progress and the last one. */
+static double time_needed(const sk_train *t) {
+  int64_t every = t->cfg.train.eval_every, to_eval = every > 0 ? every - t->meta.step % every : INT64_MAX;
+  double eval = t->valid && to_eval <= 2 ? t->eval_seconds : 0;
+  return 2 * t->step_seconds + 1.5 * t->save_seconds * (t->job ? 2 : 1) + eval;
+}
+
+/* Loss of the last stage, stop wishes and the saves' progress of all ranks, in rank order. The tp ranks of a stage all
+ * have the same loss: one of them counts. */
+static void exchange(sk_train *t, sk_step_result *r) {
+  enum { N = SK_TRAIN_EXCHANGED };
   const sk_grid *g = &t->grid;
   bool counts = g->at[SK_PP] == g->n[SK_PP] - 1 && g->at[SK_TP] == 0;
-  double mine[2] = {counts ? r->loss : 0, late || sk_stop_signal()}, stop = 0;
+  const double mine[N] = {[SK_SAYS_LOSS] = counts ? r->loss : 0,
+                          [SK_SAYS_STOP] = sk_stop_asked(&t->stop, time_needed(t)),
+                          [SK_SAYS_IDLE] = !t->job || sk_ckpt_idle(t->job),
+                          [SK_SAYS_BUSY] = sk_now() - comm_seconds(&t->timer) - t->busy_since,
+                          [SK_SAYS_HASH] = sk_train_weights_hash(t)};
   sk_timer_begin(&t->timer, SK_T_WAIT);
-  SK_MPI(MPI_Allgather(mine, 2, MPI_DOUBLE, t->per_rank, 2, MPI_DOUBLE, t->grid.world));
+  SK_MPI(MPI_Allgather(mine, N, MPI_DOUBLE, t->per_rank, N, MPI_DOUBLE, t->grid.world));
   r->loss = 0;
+  r->stop = SK_STOP_NONE;
+  r->idle = true;
   for (int i = 0; i < t->grid.size; i++) {
-    r->loss += t->per_rank[2 * i];
-    stop += t->per_rank[2 * i + 1];
+    const double *of = t->per_rank + N * i;
+    r->loss += of[SK_SAYS_LOSS];
+    if ((sk_stop_why)of[SK_SAYS_STOP] > r->stop) r->stop = (sk_stop_why)of[SK_SAYS_STOP];
+    r->idle &= of[SK_SAYS_IDLE] != 0;
   }
-  r->stop = stop > 0;
   sk_timer_end(&t->timer);
 }
 
-/* Gradients of the whole global batch, each rank its slice; the loss before the update. */
-static int gradients(sk_train *t, step_result *r, sk_err *e) {
+int sk_train_gradients(sk_train *t, sk_step_result *r, sk_err *e) {
   sk_engine *g = &t->engine;
   const sk_grid *grid = &t->grid;
+  t->busy_since = sk_now() - comm_seconds(&t->timer);
   sk_timer_begin(&t->timer, SK_T_DATA);
   int64_t counted = load_samples(t, e), all;
   sk_timer_end(&t->timer);
@@ -60,57 +71,31 @@ static int gradients(sk_train *t, step_result *r, sk_err *e) {
   r->norm = sk_optim_norm(&g->opt, &g->ctx, grid->zero, grid->model, g->model.all.n, &r->bad);
   exchange(t, r);
   r->loss /= (double)all;
-  return SK_OK;
+  sk_train_count_busy(t);
+  return sk_train_check_replicas(t, e);
 }
 
-/* NaN or infinity: stop with its name before anything is updated or saved, or skip the step. */
-static int not_finite(sk_train *t, const step_result *r, int64_t step, bool *skip, sk_err *e) {
-  const char *name = r->bad >= 0 ? t->engine.model.all.p[r->bad].name : NULL;
-  char where[160] = "all gradients are finite";
-  if (name) snprintf(where, sizeof where, "the gradient of %s is not finite", name);
-  *skip = t->cfg.train.on_nan == SK_NAN_SKIP;
-  if (*skip) {
-    sk_progress_clear();
-    sk_warn("step %lld skipped: loss %g, %s", (long long)step, r->loss, where);
-    sk_metric_begin(t->run);
-    sk_metric_str(t->run, "event", "skip");
-    sk_metric_int(t->run, "step", step);
-    sk_metric_num(t->run, "loss", r->loss);
-    sk_metric_str(t->run, "parameter", name ? name : "");
-    sk_metric_end(t->run);
-    return SK_OK;
-  }
-  return sk_fail(e, SK_FAILED,
-                 "step %lld: loss %g, %s. Nothing was updated and nothing of it saved; the latest "
-                 "checkpoint is %s.\nTry a smaller optimizer.lr, a longer warmup or a smaller "
-                 "optimizer.clip, or train.on_nan: skip.",
-                 (long long)step, r->loss, where, t->saved_path[0] ? t->saved_path : "none");
-}
-
-static int train_step(sk_train *t, int64_t step, step_result *r, bool *skip, sk_err *e) {
+static int train_step(sk_train *t, int64_t step, sk_step_result *r, sk_step_fate *fate, sk_err *e) {
   sk_engine *g = &t->engine;
-  if (gradients(t, r, e) != SK_OK) return e->code;
+  *fate = SK_STEP_GO;
+  if (sk_train_gradients(t, r, e) != SK_OK) return e->code;
   r->lr = sk_lr(&t->cfg, step);
-  *skip = false;
-  if ((r->bad >= 0 || !isfinite(r->loss)) && not_finite(t, r, step, skip, e) != SK_OK) return e->code;
-  if (!*skip) {
+  if (sk_train_trouble(t, r) && sk_train_handle(t, step, r, fate, e) != SK_OK) return e->code;
+  if (*fate == SK_STEP_GO) {
     double clip = t->cfg.optimizer.clip, gscale = clip > 0 && r->norm > clip ? clip / r->norm : 1;
     sk_optim_update(&g->opt, &g->ctx, &t->cfg, step, r->lr, gscale);
     sk_optim_gather(&g->opt, &g->ctx);
+    sk_train_remember(t, r->loss);
   }
   g->ctx.op->sync(g->ctx.st);
+  if (*fate == SK_STEP_BACK) return SK_OK;
   t->meta.step = step;
   t->meta.cursor += t->cfg.train.global_batch;
   t->meta.tokens += t->cfg.train.global_batch * t->cfg.data.sequence;
   return SK_OK;
 }
 
-static double comm_seconds(const sk_timer *t) {
-  return sk_timer_seconds(t, SK_T_TP) + sk_timer_seconds(t, SK_T_CP) + sk_timer_seconds(t, SK_T_PP) +
-         sk_timer_seconds(t, SK_T_REDUCE) + sk_timer_seconds(t, SK_T_GATHER) + sk_timer_seconds(t, SK_T_WAIT);
-}
-
-static void report(sk_train *t, const step_result *r, double seconds, double data_s, double comm_s) {
+static void report(sk_train *t, const sk_step_result *r, double seconds, double data_s, double comm_s) {
   const sk_config *c = &t->cfg;
   double tokens = (double)(c->train.global_batch * c->data.sequence);
   t->step_seconds = t->step_seconds > 0 ? 0.9 * t->step_seconds + 0.1 * seconds : seconds;
@@ -119,6 +104,7 @@ static void report(sk_train *t, const step_result *r, double seconds, double dat
                       .tokens_per_s = tokens / seconds,
                       .tflops = 3e-12 * sk_model_flops(c, c->data.sequence) * tokens / seconds,
                       .data_pct = 100 * data_s / seconds, .comm_pct = 100 * comm_s / seconds,
+                      .skipped = t->meta.skipped, .reruns = t->meta.reruns, .rollbacks = t->meta.rollbacks,
                       .eta = t->step_seconds * (double)(c->train.steps - t->meta.step)};
   sk_timer_begin(&t->timer, SK_T_METRICS);
   bool line = t->meta.step % c->log.every == 0 || t->meta.step == c->train.steps;
@@ -127,56 +113,78 @@ static void report(sk_train *t, const step_result *r, double seconds, double dat
   sk_timer_end(&t->timer);
 }
 
-/* Runs until train.steps or until a rank wants to stop; *stopped says which. */
-static int loop(sk_train *t, bool *stopped, sk_err *e) {
+/* Runs until train.steps or until a rank wants to stop; *why says which. */
+static int loop(sk_train *t, sk_stop_why *why, sk_err *e) {
   const sk_config *c = &t->cfg;
-  *stopped = false;
-  while (t->meta.step < c->train.steps && !*stopped) {
-    step_result r = {0};
-    bool skip;
+  *why = SK_STOP_NONE;
+  while (t->meta.step < c->train.steps && !*why) {
+    sk_step_result r = {0};
+    sk_step_fate fate;
     double begin = sk_now(), data_s = sk_timer_seconds(&t->timer, SK_T_DATA);
     double comm_s = comm_seconds(&t->timer);
-    if (train_step(t, t->meta.step + 1, &r, &skip, e) != SK_OK) return e->code;
+    int64_t step = t->meta.step + 1;
+    sk_watch_step(t->watch, step, t->step_seconds);
+    sk_trace_begin(&t->trace, &t->grid, &t->timer, step);
+    if (train_step(t, step, &r, &fate, e) != SK_OK) return e->code;
     data_s = sk_timer_seconds(&t->timer, SK_T_DATA) - data_s;
-    if (!skip) report(t, &r, sk_now() - begin, data_s, comm_seconds(&t->timer) - comm_s);
+    if (fate == SK_STEP_GO) report(t, &r, sk_now() - begin, data_s, comm_seconds(&t->timer) - comm_s);
+    if (sk_train_save_on(t, r.idle, e) != SK_OK) return e->code;
     bool last = t->meta.step == c->train.steps;
-    *stopped = r.stop && !last;
-    bool eval = c->train.eval_every > 0 && t->meta.step % c->train.eval_every == 0;
-    if (t->valid && (eval || last) && sk_train_eval(t, e) != SK_OK) return e->code;
+    if (!last) *why = r.stop;
+    sk_trace_end(&t->trace, &t->grid, &t->timer, step, last || *why, sk_run_path(t->run));
+    if (fate != SK_STEP_BACK) {
+      bool eval = c->train.eval_every > 0 && t->meta.step % c->train.eval_every == 0;
+      if (t->valid && (eval || last) && sk_train_eval(t, e) != SK_OK) return e->code;
+    }
     bool save = c->checkpoint.every > 0 && t->meta.step % c->checkpoint.every == 0;
-    if ((save || last || *stopped) && sk_train_save(t, last || *stopped, e) != SK_OK) return e->code;
+    if ((save || last || *why) && sk_train_save(t, last || *why, e) != SK_OK) return e->code;
   }
   return SK_OK;
 }
 
-static void farewell(sk_train *t, bool stopped) {
+static void farewell(sk_train *t, sk_stop_why why) {
   sk_progress_clear();
-  const char *dir = sk_run_path(t->run), *signal = sk_stop_signal();
-  if (stopped)
-    sk_say("Stopped after step %lld of %lld (%s). The same command continues from %s.",
-           (long long)t->meta.step, (long long)t->cfg.train.steps,
-           signal ? signal : t->opts->max_time > 0 ? "--max-time" : "asked by another rank",
-           t->saved_path);
+  const char *dir = sk_run_path(t->run);
+  double left = sk_stop_left(&t->stop);
+  char reason[128] = "";
+  if (why) {
+    snprintf(reason, sizeof reason, "stopped by %s", sk_stop_text(why));
+    sk_say("Stopped after step %lld of %lld (%s%s%s). The same command continues from %s.", (long long)t->meta.step,
+           (long long)t->cfg.train.steps, sk_stop_text(why), isfinite(left) ? "; time left " : "",
+           isfinite(left) ? sk_duration(left) : "", t->saved_path);
+  }
+  if (why == SK_STOP_FILE) sk_stop_remove_file(&t->stop);
   sk_timer_print(&t->timer, t->grid.world);
   if (t->engine.ctx.op == sk_cuda) sk_say("  (the host's time: work on the GPU counts where the host waits for it)");
-  sk_run_status(t->run, stopped ? "incomplete" : "complete", t->meta.step, t->cfg.train.steps,
-                t->saved_path, "");
+  sk_run_status(t->run, why ? "incomplete" : "complete", t->meta.step, t->cfg.train.steps, t->saved_path, reason);
   if (sk_run_plot(t->run)) sk_say("\nLoss curve: %s/loss.png", dir);
-  if (!stopped) sk_say("Done: %lld steps; checkpoint %s", (long long)t->meta.step, t->saved_path);
+  if (!why) sk_say("Done: %lld steps; checkpoint %s", (long long)t->meta.step, t->saved_path);
 }
 
 int sk_train_run(MPI_Comm comm, const sk_train_opts *opts, sk_err *e) {
   sk_train *t = sk_calloc(1, sizeof *t);
-  bool done = false, stopped = false;
+  bool done = false;
+  sk_stop_why why = SK_STOP_NONE;
   if (sk_train_open(comm, opts, t, &done, e) == SK_OK && !done) {
-    if (t->meta.step >= t->cfg.train.steps) {
+    if (t->cfg.train.steps == 0 && t->saved_step < 0) {
+      sk_timer_start(&t->timer);
+      if (sk_train_save(t, true, e) == SK_OK) {
+        sk_run_status(t->run, "complete", 0, 0, t->saved_path, "");
+        sk_say("Done: the initial weights; checkpoint %s", t->saved_path);
+      }
+    } else if (t->meta.step >= t->cfg.train.steps) {
       sk_say("Nothing to do: %s has reached step %lld of train.steps %lld. Raise train.steps to go on.",
              sk_run_path(t->run), (long long)t->meta.step, (long long)t->cfg.train.steps);
+      sk_run_status(t->run, "complete", t->meta.step, t->cfg.train.steps, t->saved_path, ""); /* perhaps killed at the end */
     } else {
-      sk_stop_install();
+      sk_stop_open(&t->stop, sk_run_path(t->run), t->t0, opts->max_time);
       sk_timer_start(&t->timer);
+      t->timer.range = t->engine.ctx.op->range;
       t->engine.ctx.timer = &t->timer;
-      if (loop(t, &stopped, e) == SK_OK) farewell(t, stopped);
+      int rc = loop(t, &why, e);
+      sk_watch_step(t->watch, 0, 0);
+      if (rc == SK_OK) farewell(t, why);
+      sk_train_save_end(t);
     }
   }
   sk_progress_clear();

@@ -5,8 +5,13 @@
 #include "io/ckpt.h"
 #include "io/deck.h"
 #include "io/tokens.h"
+#include "io/tokens_import.h"
+#include "io/safetensors.h"
 #include "src/bench.h"
+#include "src/convert.h"
+#include "src/eval.h"
 #include "src/generate.h"
+#include "src/info.h"
 #include "src/stop.h"
 #include "src/train.h"
 #include <errno.h>
@@ -48,7 +53,7 @@ static int bad_option(sk_err *e, char **argv, int code) {
 }
 
 enum { O_SET = 256, O_RESTART, O_MAX_TIME, O_CHECK, O_DRY_RUN, O_RANKS, O_TOKENIZER, O_FROM, O_PROMPT,
-       O_TOKENS, O_TEMPERATURE, O_SEED };
+       O_TOKENS, O_TEMPERATURE, O_SEED, O_DTYPE, O_SHARD_SIZE, O_EOS, O_VOCAB };
 
 static int train_option(int code, sk_train_opts *o, char **set, sk_err *e) {
   int64_t n = 0;
@@ -89,20 +94,53 @@ static int run_train(MPI_Comm comm, int argc, char **argv, sk_err *e) {
 }
 
 static int data_build(MPI_Comm comm, int argc, char **argv, sk_err *e) {
-  static const struct option opts[] = {{"tokenizer", 1, 0, O_TOKENIZER}, {"output", 1, 0, 'o'}, {0}};
-  const char *tokenizer = "bytes", *out = NULL;
+  static const struct option opts[] = {{"tokenizer", 1, 0, O_TOKENIZER}, {"output", 1, 0, 'o'},
+                                       {"eos", 1, 0, O_EOS}, {0}};
+  const char *tokenizer = "bytes", *eos = NULL, *out = NULL;
   int code;
   while (!e->code && (code = getopt_long(argc, argv, ":o:", opts, NULL)) != -1) {
     if (code == 'o') out = optarg;
     else if (code == O_TOKENIZER) tokenizer = optarg;
+    else if (code == O_EOS) eos = optarg;
     else bad_option(e, argv, code);
   }
   if (!e->code && !out) usage_error(e, "data", "build: no output: give -o OUT.h5%s", NULL);
   if (!e->code && optind >= argc) usage_error(e, "data", "build: no text: name files or folders%s", NULL);
-  if (!e->code && strcmp(tokenizer, "bytes") != 0)
-    usage_error(e, "data", "build: --tokenizer %s: this version knows the tokenizer bytes only", tokenizer);
   if (e->code) return e->code;
-  return sk_tokens_build(comm, tokenizer, out, argc - optind, argv + optind, e);
+  return sk_tokens_build(comm, tokenizer, eos, out, argc - optind, argv + optind, e);
+}
+
+static int import_option(int code, sk_import_opts *o, sk_err *e) {
+  switch (code) {
+    case 'o': o->out = optarg; return SK_OK;
+    case O_FROM: o->from = optarg; return SK_OK;
+    case O_TOKENIZER: o->tokenizer = optarg; return SK_OK;
+    case O_EOS:
+      if (parse_int(optarg, 0, INT32_MAX, &o->eos) == 0) return SK_OK;
+      return usage_error(e, "data", "import: --eos %s: give an id", optarg);
+    default:
+      if (parse_int(optarg, 1, INT32_MAX, &o->vocab) == 0) return SK_OK;
+      return usage_error(e, "data", "import: --vocab %s: give a number from 1", optarg);
+  }
+}
+
+static int data_import(MPI_Comm comm, int argc, char **argv, sk_err *e) {
+  static const struct option opts[] = {{"from", 1, 0, O_FROM},   {"tokenizer", 1, 0, O_TOKENIZER}, {"output", 1, 0, 'o'},
+                                       {"vocab", 1, 0, O_VOCAB}, {"eos", 1, 0, O_EOS},             {0}};
+  sk_import_opts o = {.eos = -1};
+  int code;
+  while (!e->code && (code = getopt_long(argc, argv, ":o:", opts, NULL)) != -1)
+    if (code == '?' || code == ':') bad_option(e, argv, code);
+    else import_option(code, &o, e);
+  const char *f = o.from ? o.from : "";
+  if (!e->code && strcmp(f, "megatron") != 0 && strcmp(f, "nanogpt") != 0 && strcmp(f, "llmc") != 0)
+    usage_error(e, "data", "import: --from '%s': give megatron, nanogpt or llmc", f);
+  if (!e->code && !o.out) usage_error(e, "data", "import: no output: give -o OUT.h5%s", NULL);
+  if (!e->code && optind >= argc) usage_error(e, "data", "import: nothing to import: name files%s", NULL);
+  if (e->code) return e->code;
+  o.n_path = argc - optind;
+  o.path = argv + optind;
+  return sk_tokens_import(comm, &o, e);
 }
 
 static int data_info(MPI_Comm comm, int argc, char **argv, sk_err *e) {
@@ -111,18 +149,72 @@ static int data_info(MPI_Comm comm, int argc, char **argv, sk_err *e) {
   return sk_agree(comm, e);
 }
 
+static int data_check(MPI_Comm comm, int argc, char **argv, sk_err *e) {
+  if (argc != 2) return usage_error(e, "data", "check: give one FILE.h5%s", NULL);
+  return sk_tokens_check(comm, argv[1], e);
+}
+
 static int run_data(MPI_Comm comm, int argc, char **argv, sk_err *e) {
   const char *what = argc > 1 ? argv[1] : "";
   if (strcmp(what, "build") == 0) return data_build(comm, argc - 1, argv + 1, e);
+  if (strcmp(what, "import") == 0) return data_import(comm, argc - 1, argv + 1, e);
   if (strcmp(what, "info") == 0) return data_info(comm, argc - 1, argv + 1, e);
-  return what[0] ? usage_error(e, "data", "'%s' is not known: give build or info", what)
-                 : usage_error(e, "data", "give build or info%s", NULL);
+  if (strcmp(what, "check") == 0) return data_check(comm, argc - 1, argv + 1, e);
+  return what[0] ? usage_error(e, "data", "'%s' is not known: give build, import, info or check", what)
+                 : usage_error(e, "data", "give build, import, info or check%s", NULL);
+}
+
+/* "5GB", "512MiB", "1000": from 1 byte to 2^60. */
+static int parse_bytes(const char *s, int64_t *out) {
+  static const char units[] = "kMGT";
+  char *end;
+  double x = strtod(s, &end);
+  const char *unit = *end == 'K' ? units : *end ? strchr(units, *end) : NULL;
+  if (unit) x *= pow(end[1] == 'i' ? 1024 : 1000, (double)(unit - units + 1));
+  if (unit) end += end[1] == 'i' ? 2 : 1;
+  if (*end == 'B') end++;
+  if (end == s || *end || !(x >= 1 && x <= 0x1p60)) return -1;
+  *out = (int64_t)x;
+  return 0;
+}
+
+static int find_choice(const char *const *name, const char *what) {
+  for (int i = 0; name[i]; i++)
+    if (strcmp(name[i], what) == 0) return i;
+  return -1;
+}
+
+static int run_convert(MPI_Comm comm, int argc, char **argv, sk_err *e) {
+  static const struct option opts[] = {
+      {"output", 1, 0, 'o'}, {"dtype", 1, 0, O_DTYPE}, {"shard-size", 1, 0, O_SHARD_SIZE}, {0}};
+  static const char *const dtypes[] = {"fp32", "bf16", "fp16", NULL}, *const what[] = {"from-hf", "to-hf", NULL};
+  sk_to_hf_opts o = {.dtype = -1, .shard_bytes = 5000000000};
+  bool to_only = false;
+  int code;
+  while (!e->code && (code = getopt_long(argc, argv, ":o:", opts, NULL)) != -1) {
+    if (code == 'o') o.out = optarg;
+    else if (code == O_DTYPE && (o.dtype = find_choice(dtypes, optarg)) < 0)
+      usage_error(e, "convert", "--dtype %s: give bf16, fp16 or fp32", optarg);
+    else if (code == O_SHARD_SIZE && parse_bytes(optarg, &o.shard_bytes) != 0)
+      usage_error(e, "convert", "--shard-size %s: give bytes, such as 5GB or 512MiB", optarg);
+    else if (code == '?' || code == ':') bad_option(e, argv, code);
+    to_only |= code == O_DTYPE || code == O_SHARD_SIZE;
+  }
+  if (e->code) return e->code;
+  int dir = optind < argc ? find_choice(what, argv[optind]) : -1;
+  if (dir < 0) return usage_error(e, "convert", "give from-hf or to-hf first%s", NULL);
+  if (optind + 2 != argc) return usage_error(e, "convert", "%s: give one folder", what[dir]);
+  if (!o.out) return usage_error(e, "convert", "%s: no output: give -o FOLDER", what[dir]);
+  if (dir == 0 && to_only) return usage_error(e, "convert", "--dtype and --shard-size are options of to-hf%s", NULL);
+  o.from = argv[optind + 1];
+  return dir == 0 ? sk_convert_from_hf(comm, o.from, o.out, e) : sk_convert_to_hf(comm, &o, e);
 }
 
 static int generate_option(int code, sk_generate_opts *o, sk_err *e) {
   switch (code) {
     case O_FROM: o->from = optarg; return SK_OK;
     case O_PROMPT: o->prompt = optarg; return SK_OK;
+    case O_TOKENIZER: o->tokenizer = optarg; return SK_OK;
     case O_TOKENS:
       if (parse_int(optarg, 1, 1 << 28, &o->tokens) == 0) return SK_OK;
       return usage_error(e, "generate", "--tokens %s: give a number from 1", optarg);
@@ -138,7 +230,7 @@ static int generate_option(int code, sk_generate_opts *o, sk_err *e) {
 static int run_generate(MPI_Comm comm, int argc, char **argv, sk_err *e) {
   static const struct option opts[] = {{"from", 1, 0, O_FROM},     {"prompt", 1, 0, O_PROMPT},
                                        {"tokens", 1, 0, O_TOKENS}, {"temperature", 1, 0, O_TEMPERATURE},
-                                       {"seed", 1, 0, O_SEED},     {0}};
+                                       {"seed", 1, 0, O_SEED},     {"tokenizer", 1, 0, O_TOKENIZER}, {0}};
   sk_generate_opts o = {.tokens = 200, .seed = 1, .temperature = 0.8};
   int code;
   while (!e->code && (code = getopt_long(argc, argv, ":", opts, NULL)) != -1)
@@ -162,37 +254,70 @@ const sk_verb sk_verbs[] = {
      "  --set key=value     override a key; value is YAML and replaces the whole value; repeatable\n"
      "  --restart HOW       auto (default): continue from the newest whole checkpoint of run.dir, if any;\n"
      "                      none: start afresh; or the folder of a checkpoint\n"
-     "  --max-time TIME     stop in good order before [D-]HH:MM:SS have passed\n"
+     "  --max-time TIME     stop in good order before [D-]HH:MM:SS have passed; so do SIGUSR1, SIGTERM, the end\n"
+     "                      of a Slurm job (SLURM_JOB_END_TIME) and a file STOP in run.dir\n"
      "  --check             check deck, grid and data, then stop\n"
      "  --dry-run           --check, and print layers, parameters and memory by part\n"
      "  --ranks N           for --check and --dry-run: pretend there are N ranks\n"
      "  --help-keys [PREFIX] every key of a deck, with type, default and range\n"
      "  --print-defaults    a deck of all defaults\n",
      run_train},
-    {"data", "data build --tokenizer bytes -o OUT.h5 TEXT... | data info FILE.h5",
-     "make token data from text, show what a data set holds",
-     "  build TEXT...       text files, folders, .jsonl files with \"text\"; written by all ranks\n"
-     "    --tokenizer NAME  bytes: one token per byte, 256 ends a document (default)\n"
+    {"data", "data build --tokenizer NAME -o OUT.h5 TEXT... | data import --from FORMAT -o OUT.h5 PATH... |\n"
+     "             data info|check FILE.h5",
+     "make token data from text or from other programs' tokens, show or check what a data set holds",
+     "  build TEXT...       text files, folders, globs; .jsonl files with \"text\"; .gz and .zst of these\n"
+     "    --tokenizer NAME  bytes: one token per byte, 256 ends a document (default), or the tokenizer.json of a\n"
+     "                      byte-level BPE\n"
+     "    --eos TOKEN       the token that ends a document (default: eos_token of a tokenizer_config.json beside\n"
+     "                      the file, else <|end_of_text|>, <|endoftext|> or another usual one)\n"
      "    -o OUT.h5         the data set\n"
-     "  info FILE.h5        counts, documents, samples\n",
+     "  import PATH...      token files: documents are kept\n"
+     "    --from FORMAT     megatron (PREFIX of .bin and .idx), nanogpt (*.bin) or llmc (*.bin, in order)\n"
+     "    --tokenizer NAME  what the ids were made with: a tokenizer.json is kept in the data set\n"
+     "    --vocab N         ids are below N (default: of the tokenizer or the format, else the largest + 1)\n"
+     "    --eos ID          the id that ends a document (default: of the tokenizer or the format)\n"
+     "    -o OUT.h5         the data set\n"
+     "  info FILE.h5        counts, documents, samples\n"
+     "  check FILE.h5       every token and every document offset, by all ranks\n",
      run_data},
+    {"convert", "convert from-hf HF_DIR -o CHECKPOINT_DIR | convert to-hf CHECKPOINT_DIR -o HF_DIR [options]",
+     "exchange weights with Hugging Face's transformers",
+     "  from-hf HF_DIR      config.json and safetensors, in one file or several, become a checkpoint to train\n"
+     "                      from (train.init, --restart) or to generate with; tokenizer files go along\n"
+     "  to-hf CHECKPOINT    a checkpoint becomes a folder that transformers loads\n"
+     "    --dtype DTYPE     bf16, fp16 or fp32; else what config.json names, else what came in, else fp32\n"
+     "    --shard-size SIZE weights in files of at most so much (5GB)\n"
+     "  -o FOLDER           the result, which must not exist\n",
+     run_convert},
     {"generate", "generate --from CHECKPOINT_DIR --prompt TEXT [options]", "write text from a checkpoint",
      "  --from DIR          a checkpoint folder\n"
      "  --prompt TEXT       what to continue\n"
+     "  --tokenizer NAME    bytes or a tokenizer.json (default: the one in the checkpoint)\n"
      "  --tokens N          how many tokens at most (200)\n"
      "  --temperature T     0: the likeliest token always (0.8)\n"
      "  --seed S            another seed, another text (1)\n",
      run_generate},
-    {"bench", "bench ops|step -i DECK [options] | bench comm|io [options]", "measure ops, steps, exchanges, files",
+    {"eval", "eval -i DECK --from CHECKPOINT_DIR [options]", "the loss of a checkpoint on the deck's validation data",
+     "  -i DECK             the deck: model, data.valid, sequence, eval_batches, grid\n"
+     "  --from DIR          a checkpoint folder of the same model\n"
+     "  --set key=value     override a key of the deck; repeatable\n",
+     sk_eval_run},
+    {"info", "info PATH [--sequence T]", "show what a checkpoint, data set, deck or config.json holds",
+     "  PATH                a checkpoint's folder, a data set (.h5), a deck, or a Hugging Face config.json\n"
+     "  --sequence T        tokens per sequence for the FLOP table (the deck's; config.json: 4096)\n",
+     sk_info_run},
+    {"bench", "bench ops|layer|step|io -i DECK [options] | bench comm [options]", "measure ops, steps, exchanges, files",
      "  ops                 every op at the shapes of the deck's first layer, beside the machine's ceilings\n"
+     "  layer               the deck's first layer, forward and forward with backward\n"
      "  step                whole training steps on random tokens; on any grid (mpirun -np N)\n"
-     "  comm                each exchange between ranks by size\n"
-     "  io                  parallel HDF5\n"
+     "  comm                each exchange between ranks by size, and each transport of the pipeline; on GPUs where\n"
+     "                      there are any (or -i DECK with run.device)\n"
+     "  io                  checkpoints of the deck's model, beside plain copies and plain writes of as many bytes\n"
      "  -i DECK             model, batch, sequence and grid; no data is read (input/bench.yaml)\n"
      "  --set key=value     override a key of the deck; repeatable\n"
-     "  --repeat N          measurements, of which the median counts (comm, io: the best) (7)\n"
+     "  --repeat N          measurements, of which the median counts (comm: the best) (7)\n"
      "  --warmup N          unmeasured calls before (2)\n"
-     "  --folder DIR        io: where the file goes (.)\n"
+     "  --folder DIR        io: where the files go (.)\n"
      "  --json FILE         the results as a list of objects; -: to the screen\n",
      sk_bench_run},
     {"verify", "verify CHECKPOINT_DIR", "check every checksum of a checkpoint", "", run_verify},

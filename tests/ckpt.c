@@ -167,7 +167,7 @@ static sk_ckpt_file cut(int file, int split) {
     for (int64_t k = rows - 1; split == DEAL && k >= 0; k--)
       if (k % size == r) add(file, i, 0, k, k + 1);
   }
-  return (sk_ckpt_file){file_name[file], SETS, part[file].n, set[file], part[file].slab};
+  return (sk_ckpt_file){file_name[file], SETS, part[file].n, set[file], part[file].slab, NULL};
 }
 
 static int save(const char *run, int64_t step, int files, int split, int version, const char *text,
@@ -232,13 +232,14 @@ static void round_trips(void) {
 /* A slab of more than 64 MiB travels in pieces. Once is enough: on one rank. */
 static void large_slab(void) {
   static float a[17 << 20], b[17 << 20];
-  const sk_dset d = {"x", 2, {17, 1 << 20}};
+  const sk_dset d = {"params/x", 2, {17, 1 << 20}};
   const sk_slab out = {.count = {17, 1 << 20}, .data = a}, back = {.count = {17, 1 << 20}, .data = b};
   sk_err e = {0};
   if (tap_size > 1) return;
   for (int i = 0; i < 17 << 20; i++) a[i] = (float)i;
-  sk_h5_write(MPI_COMM_WORLD, "large.h5", 1, &d, 1, &out, NULL, &e);
-  if (!e.code) sk_h5_read(MPI_COMM_WORLD, "large.h5", 1, &d, 1, &back, &e);
+  const sk_ckpt_file f = {"model.h5", 1, 1, &d, &out, NULL};
+  sk_ckpt_save(MPI_COMM_WORLD, "large", &(sk_ckpt_meta){.step = 1}, 1, &f, NULL, &e);
+  if (!e.code) sk_h5_read(MPI_COMM_WORLD, "large/checkpoints/step-00000001/model.h5", 1, &d, 1, &back, &e);
   tap_ok(!e.code && !memcmp(a, b, sizeof a), "a slab of 68 MiB %s", e.msg);
 }
 
@@ -335,6 +336,10 @@ static void forged_manifests(void) {
       {"\"shape\": [13, 5]", "\"shape\": [4611686018427387904, 5]", "manifest.json: damaged"},
       {"\"start\": [0, 0]", "\"start\": [13, 0]", "manifest.json: damaged"},
       {"\"files\": [", "\"files\": [], \"others\": [", "manifest.json: damaged"},
+      {"\"files\": [", "\"files\": [{\"name\": \"side.h5\", \"size\": 1, \"datasets\": [], "
+       "\"xxh3_128\": \"0123456789abcdef0123456789abcdef\"},", "manifest.json: damaged"},
+      {"\"files\": [", "\"files\": [{\"name\": \"side.txt\", \"size\": 1, \"datasets\": [], "
+       "\"xxh3_128\": \"0123456789abcdef0123456789abcdef\"},", "side.txt: missing"},
       {"{\n", "{\n \"step\": 1,\n", "not JSON"}};
   for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
     forge(c[i][0], c[i][1]);
@@ -421,7 +426,7 @@ static void other_hdf5(void) {
     sk_err e = {0};
     if (tap_rank == 0 && i == 5) hurt(path, SHORTER);
     meet();
-    if (i == 4) sk_tokens_build(MPI_COMM_WORLD, "bytes", path, 1, (char *[]){text}, &e);
+    if (i == 4) sk_tokens_build(MPI_COMM_WORLD, "bytes", NULL, path, 1, (char *[]){text}, &e);
     sk_h5_read(MPI_COMM_WORLD, path, 1, &d[i], 0, NULL, &e);
     tap_ok(told(&e, str("%s: ", path)) && strstr(e.msg, says[i]), "HDF5: %s", says[i]);
   }
@@ -509,21 +514,26 @@ static void publication(void) {
          "a file where the folder should go is not touched");
 }
 
+static void prune(const char *run, int64_t keep, int64_t keep_every) {
+  meet();
+  if (tap_rank == 0) sk_ckpt_prune(run, keep, keep_every);
+}
+
 static void pruning(void) {
-  sk_ckpt_prune(MPI_COMM_WORLD, "p", 2, 0); // no checkpoints: nothing to do
+  prune("p", 2, 0); // no checkpoints: nothing to do
   must_save("p", 8, UNEVEN, 1);
   for (int step = 1; step < 8 && tap_rank == 0; step++) copy(whole, str("p/checkpoints/step-%08d", step));
-  sk_ckpt_prune(MPI_COMM_WORLD, "p", 3, 3);
+  prune("p", 3, 3);
   tap_ok(has("p/checkpoints", "latest step-00000003 step-00000006 step-00000007 step-00000008 "),
          "keep 3, keep_every 3: 8, 7, 6 and 3 of 1 .. 8");
-  sk_ckpt_prune(MPI_COMM_WORLD, "p", 1, 0);
+  prune("p", 1, 0);
   tap_ok(has("p/checkpoints", "latest step-00000007 step-00000008 "), "keep 1: still two");
   if (tap_rank == 0) {
     copy(whole, "p/checkpoints/step-00000006");
     copy(whole, "p/checkpoints/step-00000009");
     hurt("p/checkpoints/step-00000009/model.h5", SHORTER);
   }
-  sk_ckpt_prune(MPI_COMM_WORLD, "p", 2, 0);
+  prune("p", 2, 0);
   tap_ok(has("p/checkpoints", "latest step-00000007 step-00000008 step-00000009 "),
          "a damaged one does not count: two whole ones stay");
 }
@@ -541,7 +551,7 @@ static void left_overs(void) {
   must_save("l.tmp.x", 1, UNEVEN, 1);
   for (int i = 0; i < 6 && tap_rank == 0; i++) copy(whole, str("l.tmp.x/checkpoints/%s", name[i]));
   SK_CHECK(tap_rank || utimensat(AT_FDCWD, str("l.tmp.x/checkpoints/%s", name[3]), old, 0) == 0, "utimensat");
-  sk_ckpt_prune(MPI_COMM_WORLD, "l.tmp.x", 2, 0);
+  prune("l.tmp.x", 2, 0);
   tap_ok(has("l.tmp.x/checkpoints", str("latest step-00000001 %s %s %s ", name[0], name[2], name[1])),
          "tmp and old folders go when their process is gone or, of another host, after an hour");
 }
@@ -557,7 +567,7 @@ static void limit_files(int rank, rlim_t bytes) {
 static void failing_disks(void) {
   const int rank[] = {0, tap_size - 1, 0};
   const rlim_t bytes[] = {4096, 64, 2 << 20};
-  static const char *const name[] = {"model.h5: cannot be given", "model.h5: cannot", "manifest.json: cannot"};
+  static const char *const name[] = {"model.h5: cannot be laid out", "model.h5: cannot", "manifest.json: cannot"};
   char *text = sk_calloc((3 << 20) + 1, 1);
   sk_err e = {0};
   signal(SIGXFSZ, SIG_IGN);

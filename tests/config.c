@@ -178,14 +178,15 @@ static void ranges(void) {
              refused("model.num_attention_heads=6", "not a multiple of num_attention_heads 6") &&
              refused("model.head_dim=15", "head_dim 15 is odd") &&
              refused("optimizer.schedule.min_lr=1", "above optimizer.lr") &&
-             refused("model.pad_token_id=128000", "no row of the embedding"),
+             refused("model.pad_token_id=128000", "no row of the embedding") &&
+             get("good.yaml", "run.device=cpu", "parallel.transport=ipc", NULL) == SK_USAGE && strstr(e.msg, "run.device is cpu") && refused("parallel.transport=tcp", "ipc"),
          "checks over several keys");
   int code = get("good.yaml", "model.head_dim=10", "model.mamba_d_ssm=null", NULL);
   tap_ok(!code && c.model.head_dim == 10 && c.model.mamba_d_ssm == 128 && c.model.mamba_d_head == 16 &&
              c.layer[5].m.mamba_d_head == 16, "null sizes are derived");
-  tap_ok(refused("parallel.transport=ipc", "not yet") && refused("checkpoint.async=true", "not yet") && refused("checkpoint.files=2", "not yet") &&
-             refused("log.tensorboard=true", "not yet") && refused("log.trace=t.json", "not yet") &&
-             get("good.yaml", "parallel={tp: 2, schedule: 1f1b, transport: auto}", NULL, NULL) == 0 &&
+  tap_ok(refused("log.prometheus=p", "not yet") &&
+             get("good.yaml", "parallel={tp: 2, schedule: 1f1b, transport: auto}", "checkpoint={async: false, files: 2}", NULL) == 0 &&
+             !c.checkpoint.async && c.checkpoint.files == 2 &&
              c.parallel.tp == 2, "what is planned says \"not yet\"");
 }
 

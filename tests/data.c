@@ -30,7 +30,7 @@ static char *build(const char *name, int n, const char *const *text) {
   char *out = sk_strf("%s/%s", dir, name), *in[8];
   sk_err e = {0};
   for (int i = 0; i < n; i++) in[i] = sk_strf("%s/%s", dir, text[i]);
-  SK_CHECK(sk_tokens_build(MPI_COMM_WORLD, "bytes", out, n, in, &e) == SK_OK, "%s", e.msg);
+  SK_CHECK(sk_tokens_build(MPI_COMM_WORLD, "bytes", NULL, out, n, in, &e) == SK_OK, "%s", e.msg);
   for (int i = 0; i < n; i++) sk_free(in[i]);
   return out;
 }
@@ -170,6 +170,40 @@ static void windows(const char *path, bool isolate) {
   sk_data_close(d);
 }
 
+/* data.holdout: training and validation share no token; the border is at a document's start. */
+static void holdout(const char *a, const char *b) {
+  sk_data_entry entry[2] = {{(char *)(uintptr_t)a, 1}, {(char *)(uintptr_t)b, 1}};
+  for (int k = 0; k < 2; k++) {
+    sk_config c;
+    sk_data *d[2] = {NULL};
+    sk_err e = {0};
+    config(&c, &entry[k], 1);
+    c.data.n_valid = 0;
+    c.data.holdout = 0.3;
+    SK_CHECK(sk_data_open(MPI_COMM_WORLD, &c, true, &d[0], &e) == SK_OK, "%s", e.msg);
+    SK_CHECK(sk_data_open(MPI_COMM_WORLD, &c, false, &d[1], &e) == SK_OK, "%s", e.msg);
+    int64_t all = sk_data_tokens(d[0]) + sk_data_tokens(d[1]);
+    int32_t ids[T], label[T], start[T], want[T];
+    SK_CHECK(sk_data_sample(d[1], 0, ids, label, start, &e) == SK_OK, "%s", e.msg);
+    sk_tokens *t;
+    SK_CHECK(sk_tokens_open(MPI_COMM_WORLD, entry[k].path, &t, &e) == SK_OK, "%s", e.msg);
+    SK_CHECK(sk_tokens_read(t, sk_data_tokens(d[0]), T, want, &e) == SK_OK, "%s", e.msg);
+    int64_t border = -1;
+    sk_tokens_doc_start(t, sk_data_tokens(d[0]), 1, &border);
+    double share = (double)sk_data_tokens(d[1]) / (double)all;
+    tap_ok(all == sk_tokens_get_info(t)->tokens && !memcmp(ids, want, sizeof want) && share > 0.29 && share <= 0.46 &&
+               (k == 0 || border == sk_data_tokens(d[0])),
+           "holdout 0.3, %s: %.2f of the tokens, validation begins where training ends", k ? "documents" : "one document", share);
+    sk_tokens_close(t);
+    sk_data_close(d[0]);
+    sk_data_close(d[1]);
+    d[0] = NULL;
+    c.data.n_valid = 1;
+    sk_data_open(MPI_COMM_WORLD, &c, true, &d[0], &e);
+    tap_ok(!d[0] && e.code == SK_USAGE && strstr(e.msg, "data.holdout"), "holdout together with data.valid is refused");
+  }
+}
+
 static void refusals(const char *path) {
   sk_data_entry entry = {(char *)(uintptr_t)path, 1};
   sk_config c;
@@ -203,11 +237,14 @@ int main(int argc, char **argv) {
   evaluation(a, b);
   windows(b, true);
   windows(b, false);
+  char *many = build("many.h5", 6, (const char *const[]){"c.txt", "c.txt", "c.txt", "b.txt", "c.txt", "c.txt"});
+  holdout(a, many);
+  sk_free(many);
   refusals(a);
   MPI_Barrier(MPI_COMM_WORLD);
   if (tap_rank == 0) {
-    const char *name[] = {"a.txt", "b.txt", "c.txt", "a.h5", "b.h5"};
-    for (int i = 0; i < 5; i++) {
+    const char *name[] = {"a.txt", "b.txt", "c.txt", "a.h5", "b.h5", "many.h5"};
+    for (int i = 0; i < 6; i++) {
       char *path = sk_strf("%s/%s", dir, name[i]);
       unlink(path);
       sk_free(path);

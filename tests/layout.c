@@ -2,6 +2,7 @@
  * stages; how many parameters a rank holds. Nothing is run: see tests/plan.c for what a rank really takes. */
 #include "tests/small_model.h"
 #include "tests/tap.h"
+#include "src/device.h"
 #include "src/layout.h"
 #include "src/split.h"
 #include <stdlib.h>
@@ -408,6 +409,23 @@ static void parameters(void) {
   sk_free(c.layer);
 }
 
+// Ranks and GPUs of one node.
+static void gpus_of_a_node(void) {
+  sk_err none = {0}, few = {0}, one = {0}, hidden = {0};
+  tap_ok(sk_device_fits(8, 8, NULL, "n1", &none) == SK_OK && sk_device_fits(3, 8, "0,1,2,3,4,5,6,7", "n1", &none) == SK_OK &&
+             sk_device_fits(2, 0, NULL, "n1", &none) == SK_OK,
+         "a GPU for every rank (no GPU at all is told elsewhere)");
+  tap_ok(sk_device_fits(9, 8, NULL, "n1", &few) == SK_FAILED && strstr(few.msg, "9 ranks run on n1 and see 8 GPUs") &&
+             strstr(few.msg, "\nStart at most 8 ranks on a node") && !strstr(few.msg, "every rank see"),
+         "more ranks than GPUs: %s", few.msg);
+  tap_ok(sk_device_fits(2, 1, "1", "n1", &one) == SK_FAILED && strstr(one.msg, "see 1 GPU (CUDA_VISIBLE_DEVICES is 1)") &&
+             strstr(one.msg, "\nLet every rank see all GPUs of its node"),
+         "one visible GPU for each rank: %s", one.msg);
+  tap_ok(sk_device_fits(4, 2, "0,1", "n1", &hidden) == SK_FAILED && strstr(hidden.msg, "Let every rank see") &&
+             strstr(hidden.msg, "at most 2 ranks"),
+         "some GPUs hidden");
+}
+
 int main(int argc, char **argv) {
   tap_init(&argc, &argv);
   model_and_tp();
@@ -418,5 +436,6 @@ int main(int argc, char **argv) {
   released_models();
   cuts();
   parameters();
+  gpus_of_a_node();
   return tap_done();
 }

@@ -22,7 +22,7 @@ typedef struct verdict {
   double loss, norm, grad;                   /* errors */
   int worst, replica;                        /* parameters; replica: -1 is fine */
   double figure[2 * (1 + PARITY_STEPS) + 1]; /* losses, norms, evaluation: compared as bits */
-  uint64_t grad_bits[PARITY_PARAMS], weight_bits[PARITY_PARAMS];
+  uint64_t grad_bits[PARITY_PARAMS], weight_bits[PARITY_PARAMS], moment_bits[PARITY_PARAMS];
 } verdict;
 
 static parity_model *models;
@@ -80,6 +80,7 @@ static void judge(verdict *v, const parity_result *r, const parity_result *ref) 
     if (err > v->grad) v->grad = err, v->worst = i;
     v->grad_bits[i] = digest(r->grad + r->offset[i], r->count[i]);
     v->weight_bits[i] = digest(r->weight + r->offset[i], r->count[i]);
+    v->moment_bits[i] = digest(r->moment + r->offset[i], r->count[i]);
   }
 }
 
@@ -92,7 +93,7 @@ static void share_reference(parity_result *r, verdict *v, int root) {
   size_t total = (size_t)r->offset[r->n_params];
   if (tap_rank != root) {
     r->grad = sk_malloc(total * sizeof *r->grad);
-    r->weight = NULL;
+    r->weight = r->moment = NULL;
   }
   SK_MPI(MPI_Bcast(r->grad, (int)total, MPI_FLOAT, root, MPI_COMM_WORLD));
 }
@@ -180,9 +181,11 @@ static void find_other_bits(const verdict *a, const verdict *b, const parity_res
                             char what[160]) {
   what[0] = 0;
   for (int i = 0; i < ref->n_params && !what[0]; i++) {
-    bool grad = a->grad_bits[i] != b->grad_bits[i];
-    if (grad || a->weight_bits[i] != b->weight_bits[i])
-      snprintf(what, 160, "%s of %s", grad ? "gradient" : "last weights", ref->name[i]);
+    const char *kind = a->grad_bits[i] != b->grad_bits[i]       ? "gradient"
+                       : a->weight_bits[i] != b->weight_bits[i] ? "last weights"
+                       : a->moment_bits[i] != b->moment_bits[i] ? "last first moment"
+                                                                : NULL;
+    if (kind) snprintf(what, 160, "%s of %s", kind, ref->name[i]);
   }
   for (int k = 0; k <= 2 * (1 + PARITY_STEPS) && !what[0]; k++)
     if (memcmp(&a->figure[k], &b->figure[k], sizeof a->figure[k]) != 0)

@@ -46,6 +46,7 @@ typedef struct parity_result {
   double eval;
   float *grad;   /* full array of the gradient step, on rank 0; owned */
   float *weight; /* full array at the end, likewise */
+  float *moment; /* Adam's first at the end, likewise: bits that the weights round away */
   int replica;   /* first parameter whose copies differ between ranks, or -1 */
 } parity_result;
 

@@ -264,6 +264,7 @@ void parity_run(MPI_Comm comm, const parity_model *m, const parity_case *c, pari
   for (int k = 1; k <= PARITY_STEPS; k++) train_step(&r, &r.cfg, k, &out->loss[k], &out->norm[k]);
   out->eval = evaluate(&r);
   out->weight = collect_weights(&r);
+  out->moment = collect_moment(&r);
   out->replica = find_unequal(&r, out->weight);
   close_trial(&r);
 }
@@ -271,5 +272,6 @@ void parity_run(MPI_Comm comm, const parity_model *m, const parity_case *c, pari
 void parity_result_free(parity_result *r) {
   sk_free(r->grad);
   sk_free(r->weight);
-  r->grad = r->weight = NULL;
+  sk_free(r->moment);
+  r->grad = r->weight = r->moment = NULL;
 }

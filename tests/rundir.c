@@ -436,6 +436,29 @@ static void torn_lines(void) {
 }
 
 /* A line that cannot be written leaves nothing of itself, and is told once. */
+/* What a killed job left: files half written, and a process that has ended but was never waited for. */
+static void left_over(void) {
+  sk_run_dir *r;
+  sk_err e = {0};
+  if (tap_rank == 0) sk_fs_mkdirs("left", &e);
+  append("left/status.json.tmp.123", "{");
+  append("left/notes.tmp", "mine\n");
+  meet();
+  e = (sk_err){0};
+  sk_run_open(MPI_COMM_WORLD, "left", &r, &e);
+  tap_ok(r && sk_fs_size("left/status.json.tmp.123") < 0 && sk_fs_size("left/notes.tmp") == 5,
+         "a file half written goes, another one stays");
+  sk_run_close(r);
+  long child = fork();
+  if (child == 0) _exit(0);
+  siginfo_t info;
+  waitid(P_PID, (id_t)child, &info, WEXITED | WNOWAIT);
+  bool zombie = sk_fs_process_gone(child);
+  waitpid((pid_t)child, NULL, 0);
+  tap_ok(zombie && sk_fs_process_gone(child), "a process that nobody has waited for is gone");
+  tap_ok(!sk_fs_process_gone(getpid()) && !sk_fs_process_gone(1) && !sk_fs_process_gone(0), "this one and the first are not");
+}
+
 static void full_disk(void) {
   struct rlimit old, r;
   sk_run_dir *run = open_run("full");
@@ -547,7 +570,7 @@ static void gnuplot(void) {
 
 int main(int argc, char **argv) {
   static void (*const test[])(void) = {folder, unwritable, lock_is_mine, lock_is_taken, stale_locks,
-                                       status, metrics, numbers, torn_lines, full_disk, drawing, gnuplot};
+                                       status, metrics, numbers, torn_lines, left_over, full_disk, drawing, gnuplot};
   char dir[512];
   tap_init(&argc, &argv);
   const char *tmp = getenv("TMPDIR");

@@ -48,4 +48,31 @@ for grid in pp cp; do
 done
 ranks 1 verify pp/checkpoints/step-00000008 && ranks 1 verify cp/checkpoints/step-00000008
 ok $? "checkpoints written from two nodes are whole"
+
+# A whole node that stands still says nothing; the other one, whose ranks all wait, names it and ends the job.
+if [ -n "${SAKER_NEED_SLURM:-}" ]; then
+  cat >job3.sh <<'EOF2'
+#!/bin/bash
+export OMPI_MCA_btl=tcp,self OMPI_MCA_btl_tcp_if_include=lo OMP_NUM_THREADS=1
+mpirun "$SAKER" train -i deck.yaml --set run.dir=frozen --set parallel.tp=2 --set parallel.pp=2 \
+  --set train.steps=100000 --set watch.step=4 >frozen.txt 2>&1
+echo $? >frozen.rc
+EOF2
+  sbatch --nodes=2 --ntasks-per-node=2 --time=30 --output=job3.out job3.sh >log 2>&1
+  for _ in $(seq 600); do
+    grep -qs '"step": *4,.*"loss"' frozen/metrics.jsonl && break
+    sleep 0.1
+  done
+  for p in /proc/[0-9]*; do
+    grep -qs "run.dir=frozen" "$p/cmdline" && grep -qsz -e '^OMPI_COMM_WORLD_RANK=[23]$' "$p/environ" && kill -STOP "${p#/proc/}"
+  done
+  for _ in $(seq 90); do
+    [ -s frozen.rc ] && break
+    sleep 0.5
+  done
+  [ -s frozen.rc ] && [ "$(cat frozen.rc)" != 0 ] && grep -q 'host .* (from rank 2 on) says nothing' frozen.txt
+  ok $? "both ranks of node n2 stopped: the other node names it and ends the job" || say_log frozen.txt
+  grep 'says nothing' frozen.txt | sed 's/^/# /'
+  [ -s frozen.rc ] || scancel --user="$(id -un)"
+fi
 finish

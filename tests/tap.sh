@@ -3,13 +3,14 @@
 # Environment: SAKER (the program), SAKER_SRCDIR, MPIRUN, set by the makefile and mpirun.sh.
 tap_n=0 tap_failed=0
 
-ok() { # ok STATUS DESCRIPTION
+ok() { # ok STATUS DESCRIPTION; fails when STATUS does
   tap_n=$((tap_n + 1))
   if [ "$1" = 0 ]; then
     echo "ok $tap_n - $2"
   else
     echo "not ok $tap_n - $2"
     tap_failed=1
+    return 1
   fi
 }
 
@@ -32,7 +33,7 @@ ranks() {
   local n=$1
   shift
   # shellcheck disable=SC2086 # MPIRUN may carry options
-  timeout -k 5 120 $MPIRUN -np "$n" "$SAKER" "$@" >log 2>&1
+  timeout -k 5 "${SAKER_SECONDS:-120}" $MPIRUN -np "$n" "$SAKER" "$@" >log 2>&1
 }
 
 # steps RUN: "step loss grad_norm lr" of every step, the last one where a step appears again.

@@ -48,6 +48,15 @@ cp half/checkpoints/step-00000020/model.h5 m.h5
 ! same_checkpoint half/checkpoints/step-00000010 half/checkpoints/step-00000020
 ok $? "(and steps 10 and 20 do differ)"
 
+# --- train.steps 0: the initial weights, from which training goes on as if nothing had happened ---
+ranks 2 train -i deck.yaml --set run.dir=zero --set train.steps=0 && [ -e zero/checkpoints/step-00000000/optimizer.h5 ] &&
+  ranks 1 verify zero/checkpoints/step-00000000
+ok $? "train.steps 0 saves a checkpoint of step 0" || say_log log
+ranks 2 train -i deck.yaml --set run.dir=zero --set train.steps=0 && grep -q 'has reached step 0' log
+ok $? "and has nothing to do a second time" || say_log log
+ranks 2 train -i deck.yaml --set run.dir=zero && grep -q '^Restarted from .*step-00000000' log && [ "$(steps zero)" = "$(cat s2)" ]
+ok $? "training goes on from it with the digits of a run that began at once" || say_log log
+
 # --- another number of ranks after the restart ---
 rm -rf half && cp -r r2 half && rm -rf half/checkpoints/step-00000020
 ranks 3 train -i deck.yaml --set run.dir=half

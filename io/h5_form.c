@@ -1,0 +1,165 @@
+/* h5_form.c: the form of a file, from one that HDF5 makes and that has holes in place of elements. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "io/fsutil.h"
+#include "io/h5.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <hdf5.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- making the file ---- */
+
+/* Creates the groups on the way to a dataset that are not there yet. */
+static void create_groups(hid_t file, const char *name, const char *path, sk_err *e) {
+  hid_t gcpl = H5Pcreate(H5P_GROUP_CREATE);
+  H5Pset_obj_track_times(gcpl, false);
+  for (const char *p = strchr(name, '/'); p && !e->code; p = strchr(p + 1, '/')) {
+    char *part = sk_strf("%.*s", (int)(p - name), name);
+    if (part[0] && H5Lexists(file, part, H5P_DEFAULT) <= 0) {
+      hid_t g = H5Gcreate2(file, part, H5P_DEFAULT, gcpl, H5P_DEFAULT);
+      if (g < 0) sk_h5_fail(e, path, "written");
+      else H5Gclose(g);
+    }
+    sk_free(part);
+  }
+  H5Pclose(gcpl);
+}
+
+static void create_dsets(hid_t file, const char *path, int n, const sk_dset *dset, int64_t *offset, sk_err *e) {
+  hid_t plist = sk_h5_dset_plist();
+  for (int i = 0; i < n && !e->code; i++) {
+    hsize_t dim[SK_MAX_DIMS];
+    int64_t size = sizeof(float);
+    for (int k = 0; k < dset[i].rank; k++) {
+      SK_CHECK(sk_mul(size, dset[i].dim[k], &size), "%s: too large", dset[i].name);
+      dim[k] = (hsize_t)dset[i].dim[k];
+    }
+    create_groups(file, dset[i].name, path, e);
+    hid_t space = H5Screate_simple(dset[i].rank, dim, NULL);
+    hid_t d = H5Dcreate2(file, dset[i].name, H5T_IEEE_F32LE, space, H5P_DEFAULT, plist, H5P_DEFAULT);
+    haddr_t at = d < 0 ? HADDR_UNDEF : H5Dget_offset(d);
+    if (d < 0 || (at == HADDR_UNDEF && size > 0)) sk_h5_fail(e, path, "written");
+    offset[i] = at == HADDR_UNDEF ? 0 : (int64_t)at;
+    if (d >= 0) H5Dclose(d);
+    H5Sclose(space);
+  }
+  H5Pclose(plist);
+}
+
+static int make_file(const char *path, int n, const sk_dset *dset, const char *const *attrs, int64_t *offset,
+                     sk_err *e) {
+  hid_t f = sk_h5_create(path, e);
+  if (f < 0) return e->code;
+  for (; attrs && attrs[0] && !e->code; attrs += 2) sk_h5_text_attr(f, path, attrs[0], attrs[1], e);
+  create_dsets(f, path, n, dset, offset, e);
+  if (H5Fclose(f) < 0) sk_h5_fail(e, path, "written");
+  return e->code;
+}
+
+/* ---- what is not elements ---- */
+
+typedef struct extent {
+  int64_t at, end;
+} extent;
+
+static int by_place(const void *a, const void *b) {
+  const extent *x = a, *y = b;
+  return (x->at > y->at) - (x->at < y->at);
+}
+
+static void add_piece(sk_h5_form *f, int fd, int64_t at, int64_t end, const char *name, sk_err *e) {
+  if (at >= end || e->code) return;
+  sk_h5_piece p = {.at = at, .n = (size_t)(end - at), .data = sk_malloc((size_t)(end - at))};
+  f->piece = sk_realloc(f->piece, (size_t)(f->n_piece + 1) * sizeof *f->piece);
+  f->piece[f->n_piece++] = p;
+  if (pread(fd, p.data, p.n, at) != (ssize_t)p.n) sk_fs_fail(e, name, "read", errno);
+}
+
+/* What the file has between at and end, less the datasets' places (in ascending order, from *next). */
+static void add_between(sk_h5_form *f, int fd, int64_t at, int64_t end, int n, const extent *dset, int *next,
+                        const char *name, sk_err *e) {
+  while (at < end && !e->code) {
+    while (*next < n && dset[*next].end <= at) ++*next;
+    int64_t to = *next < n && dset[*next].at < end ? dset[*next].at : end;
+    add_piece(f, fd, at, to, name, e);
+    at = *next < n && dset[*next].at < end ? dset[*next].end : end;
+  }
+}
+
+static void take_form(sk_h5_form *f, int fd, int n, const sk_dset *dset, const char *name, sk_err *e) {
+  extent *place = sk_calloc((size_t)n, sizeof *place);
+  int next = 0;
+  for (int i = 0; i < n; i++) {
+    sk_slab whole = {0};
+    memcpy(whole.count, dset[i].dim, sizeof whole.count);
+    place[i].at = f->offset[i];
+    place[i].end = place[i].at + (int64_t)sizeof(float) * sk_slab_count(&whole, dset[i].rank);
+  }
+  qsort(place, (size_t)n, sizeof *place, by_place);
+  f->size = (int64_t)lseek(fd, 0, SEEK_END);
+  // Only pages that were written exist.
+  for (off_t at = 0, end; !e->code && (at = lseek(fd, at, SEEK_DATA)) >= 0; at = end) {
+    end = lseek(fd, at, SEEK_HOLE);
+    add_between(f, fd, at, end, n, place, &next, name, e);
+  }
+  sk_free(place);
+}
+
+/* A new file in memory or on a local disk, which know about holes; -1 and errno. path is owned by the caller. */
+static int scratch_file(char **path) {
+  const char *const dir[] = {"/dev/shm", getenv("TMPDIR"), "/tmp"};
+  for (int i = 0; i < 3; i++) {
+    if (!dir[i]) continue;
+    *path = sk_strf("%s/saker-form-XXXXXX", dir[i]);
+    int fd = mkostemp(*path, O_CLOEXEC);
+    if (fd >= 0) return fd;
+    sk_free(*path);
+  }
+  *path = NULL;
+  return -1;
+}
+
+/* A limit on files or a full disk must not show inside of HDF5: it crashes at the end of the program when it could not
+ * close a file. */
+static int check_room(int fd, int n, const sk_dset *dset, const char *name, sk_err *e) {
+  off_t structure = 65536 + 1024 * (off_t)n, size = structure;
+  for (int i = 0; i < n; i++) {
+    sk_slab whole = {0};
+    memcpy(whole.count, dset[i].dim, sizeof whole.count);
+    size += (off_t)sizeof(float) * sk_slab_count(&whole, dset[i].rank) + 1024;
+  }
+  if (ftruncate(fd, size) != 0 || (fallocate(fd, 0, 0, structure) != 0 && errno != EOPNOTSUPP) ||
+      ftruncate(fd, 0) != 0)
+    return sk_fs_fail(e, name, "laid out", errno);
+  return SK_OK;
+}
+
+int sk_h5_form_make(const char *name, int n_dset, const sk_dset *dset, const char *const *attrs, sk_h5_form *form,
+                    sk_err *e) {
+  *form = (sk_h5_form){0};
+  sk_err why = {0};
+  char *path;
+  int fd = scratch_file(&path);
+  if (fd < 0) return sk_fs_fail(e, name, "laid out in /dev/shm, TMPDIR or /tmp", errno);
+  form->offset = sk_calloc((size_t)n_dset, sizeof *form->offset);
+  if (check_room(fd, n_dset, dset, path, &why) == SK_OK &&
+      make_file(path, n_dset, dset, attrs, form->offset, &why) == SK_OK)
+    take_form(form, fd, n_dset, dset, path, &why);
+  if (why.code) sk_fail(e, SK_FAILED, "%s: cannot be laid out: %.7000s", name, why.msg);
+  unlink(path);
+  sk_free(path);
+  close(fd);
+  if (e->code) sk_h5_form_free(form);
+  return e->code;
+}
+
+void sk_h5_form_free(sk_h5_form *form) {
+  for (int i = 0; i < form->n_piece; i++) sk_free(form->piece[i].data);
+  sk_free(form->piece);
+  sk_free(form->offset);
+  *form = (sk_h5_form){0};
+}

@@ -1,0 +1,253 @@
+/* bench_io.c: what a checkpoint costs, beside what it could cost at best: plain copies and plain writes of the same
+ * bytes, in turn with the real thing. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "src/bench.h"
+#include "io/fsutil.h"
+#include "src/checkpoint.h"
+#include "src/layout.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { COPY, STALL, PLAIN, WAITING, BEHIND, LOAD, STEP, STEP_BUSY, KINDS };
+
+typedef struct bench_io {
+  sk_bench *b;
+  sk_engine engine;
+  sk_grid grid;
+  int32_t *ids, *label, *start;
+  int64_t steps; /* done so far */
+  sk_saver *saver;
+  char *run, *plain; /* folder of the checkpoints, file of the plain writes */
+  size_t bytes;  /* of this rank */
+  double total;  /* of all ranks: 12 bytes per parameter */
+  double *each[KINDS]; /* seconds, of the slowest rank */
+  int n[KINDS];
+} bench_io;
+
+static void note(bench_io *s, int kind, double seconds) {
+  SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &seconds, 1, MPI_DOUBLE, MPI_MAX, s->b->comm));
+  s->each[kind] = sk_realloc(s->each[kind], (size_t)(s->n[kind] + 1) * sizeof *s->each[kind]);
+  s->each[kind][s->n[kind]++] = seconds;
+}
+
+static int by_value(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+static double median(bench_io *s, int kind) {
+  if (!s->n[kind]) return 0;
+  qsort(s->each[kind], (size_t)s->n[kind], sizeof *s->each[kind], by_value);
+  return s->each[kind][s->n[kind] / 2];
+}
+
+/* ---- training, as in bench_step.c ---- */
+
+static void random_tokens(bench_io *s, const sk_config *c) {
+  int64_t T = c->data.sequence, n = c->train.global_batch / s->grid.n[SK_DP] * T;
+  s->ids = sk_calloc((size_t)n * 3, sizeof *s->ids);
+  s->label = s->ids + n;
+  s->start = s->label + n;
+  uint64_t key = sk_rand((uint64_t)c->run.seed, (uint64_t)s->grid.at[SK_DP]);
+  for (int64_t i = 0; i < n; i++) s->ids[i] = (int32_t)(sk_rand(key, (uint64_t)i) % (uint64_t)c->model.vocab_size);
+  for (int64_t i = 0; i < n; i++) s->label[i] = (i + 1) % T ? s->ids[i + 1] : -1;
+}
+
+/* Seconds of one step. */
+static double step(bench_io *s) {
+  const sk_config *c = s->b->cfg;
+  sk_engine *g = &s->engine;
+  int bad;
+  double begin = sk_now();
+  sk_engine_step(g, s->ids, s->label, s->start, 1.0 / (double)(c->train.global_batch * (c->data.sequence - 1)));
+  sk_engine_take_loss(g);
+  double norm = sk_optim_norm(&g->opt, &g->ctx, s->grid.zero, s->grid.model, g->model.all.n, &bad);
+  sk_optim_update(&g->opt, &g->ctx, c, ++s->steps, c->optimizer.lr, norm > 1 ? 1 / norm : 1);
+  sk_optim_gather(&g->opt, &g->ctx);
+  g->ctx.op->sync(g->ctx.st);
+  return sk_now() - begin;
+}
+
+/* ---- what could be had at best ---- */
+
+/* The state's bytes from the device to the host in one piece, as often as the warm-up and the repetitions say. */
+static void plain_copy(bench_io *s, sk_err *e) {
+  const sk_ops *op = s->engine.ctx.op;
+  sk_device *dev = s->engine.ctx.dev;
+  void *from = op->alloc(dev, s->bytes), *to = op->host_alloc(dev, s->bytes);
+  if (!from || !to) sk_fail(e, SK_FAILED, "out of memory: 2 x %s for plain copies", sk_bytes((double)s->bytes));
+  if (sk_agree(s->b->comm, e) == SK_OK) {
+    op->zero(s->engine.ctx.st, from, s->bytes);
+    memset(to, 0, s->bytes);
+    for (int64_t i = 0; i < s->b->warmup + s->b->repeat; i++) {
+      MPI_Barrier(s->b->comm);
+      double begin = sk_now();
+      op->copy_host(s->engine.ctx.st, to, from, s->bytes);
+      op->sync(s->engine.ctx.st);
+      if (i >= s->b->warmup) note(s, COPY, sk_now() - begin);
+    }
+  }
+  op->free(dev, from);
+  op->host_free(dev, to);
+}
+
+/* As many bytes by pwrite into one file, each rank in its place, synced. */
+static void plain_write(bench_io *s, const char *data, sk_err *e) {
+  enum { BLOCK = 16 << 20 };
+  int64_t mine = (int64_t)s->bytes, at = 0;
+  SK_MPI(MPI_Exscan(&mine, &at, 1, MPI_INT64_T, MPI_SUM, s->b->comm));
+  if (s->b->rank == 0) at = 0;
+  MPI_Barrier(s->b->comm);
+  double begin = sk_now();
+  if (s->b->rank == 0) sk_fs_reserve(s->plain, (int64_t)s->total, e);
+  int fd = open(s->plain, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  if (fd < 0) sk_fs_fail(e, s->plain, "created", errno);
+  for (size_t done = 0; done < s->bytes && !e->code;) {
+    ssize_t k = pwrite(fd, data + done, s->bytes - done < BLOCK ? s->bytes - done : BLOCK, (off_t)(at + (int64_t)done));
+    if (k > 0) done += (size_t)k;
+    else if (errno != EINTR) sk_fs_fail(e, s->plain, "written", errno);
+  }
+  if (fd >= 0 && (fsync(fd) != 0 || close(fd) != 0)) sk_fs_fail(e, s->plain, "written", errno);
+  note(s, PLAIN, sk_now() - begin);
+  if (sk_agree(s->b->comm, e) == SK_OK && s->b->rank == 0) unlink(s->plain);
+  MPI_Barrier(s->b->comm);
+}
+
+/* ---- the real thing ---- */
+
+static sk_ckpt_job *begin_save(bench_io *s, int64_t at) {
+  const sk_ckpt_meta meta = {.step = at, .grid = {s->grid.n[0], s->grid.n[1], s->grid.n[2], s->grid.n[3]},
+                             .deck = s->b->cfg->resolved};
+  return sk_saver_begin(s->saver, s->run, &meta, 2, 0);
+}
+
+static void save_waiting(bench_io *s, int64_t at, sk_err *e) {
+  sk_ckpt_result r;
+  MPI_Barrier(s->b->comm);
+  double begin = sk_now();
+  sk_ckpt_end(begin_save(s, at), &r, e);
+  note(s, WAITING, sk_now() - begin);
+}
+
+/* Training goes on as src/train.c does it; steps count while a thread worked from their begin to their end. */
+static void save_behind(bench_io *s, int64_t at, sk_err *e) {
+  sk_ckpt_result r;
+  for (int i = 0; i < 3; i++) {
+    MPI_Barrier(s->b->comm);
+    note(s, STEP, step(s));
+  }
+  MPI_Barrier(s->b->comm);
+  double begin = sk_now();
+  sk_ckpt_job *job = begin_save(s, at);
+  note(s, STALL, sk_now() - begin);
+  for (bool over = false; !over;) {
+    int busy = !sk_ckpt_idle(job), idle;
+    double seconds = step(s);
+    busy = busy && !sk_ckpt_idle(job);
+    SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &busy, 1, MPI_INT, MPI_MAX, s->b->comm));
+    if (busy) note(s, STEP_BUSY, seconds);
+    idle = sk_ckpt_idle(job);
+    SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &idle, 1, MPI_INT, MPI_MIN, s->b->comm));
+    if (idle) over = sk_ckpt_go_on(job);
+  }
+  sk_ckpt_end(job, &r, e);
+  note(s, BEHIND, r.busy);
+}
+
+static void load(bench_io *s, int64_t at, sk_err *e) {
+  char *path = sk_strf("%s/checkpoints/step-%08lld", s->run, (long long)at);
+  sk_ckpt_meta meta;
+  MPI_Barrier(s->b->comm);
+  double begin = sk_now();
+  if (sk_ckpt_open(s->b->comm, path, &meta, NULL, e) == SK_OK) {
+    sk_checkpoint_load(s->b->comm, &s->engine, path, false, e);
+    sk_ckpt_meta_free(&meta);
+  }
+  note(s, LOAD, sk_now() - begin);
+  sk_free(path);
+}
+
+/* ---- results ---- */
+
+static void line(bench_io *s, const char *kind, double bytes, double seconds, int against, bool faster) {
+  static const char *const than[KINDS] = {[COPY] = "a plain copy", [PLAIN] = "plain writes", [STEP] = "a quiet step"};
+  double other = median(s, against), ratio = faster ? other / seconds : seconds / other;
+  char rate[32] = "", factor[64] = "";
+  if (bytes > 0) snprintf(rate, sizeof rate, "%.3f GB/s", 1e-9 * bytes / seconds);
+  if (than[against]) snprintf(factor, sizeof factor, "%.2f x %s", ratio, than[against]);
+  sk_say("  %-32s %11.1f ms  %12s  %s", kind, 1e3 * seconds, rate, factor);
+  json_t *o = sk_bench_result(s->b, "io", s->engine.ctx.op->describe(s->engine.ctx.dev));
+  json_object_set_new(o, "kind", json_string(kind));
+  json_object_set_new(o, "bytes", json_real(bytes));
+  json_object_set_new(o, "ms", json_real(1e3 * seconds));
+  json_object_set_new(o, "gbps", json_real(1e-9 * bytes / seconds));
+  if (than[against]) json_object_set_new(o, "ratio", json_real(ratio));
+  if (!s->b->results) json_decref(o);
+}
+
+static void report(bench_io *s) {
+  sk_say("Checkpoints of %s on %d rank%s, %s (%s in all), in %s; medians of %lld", s->b->model, s->b->ranks,
+         s->b->ranks == 1 ? "" : "s", s->engine.ctx.op->describe(s->engine.ctx.dev), sk_bytes(s->total), s->run,
+         (long long)s->b->repeat);
+  line(s, "plain copy to the host", s->total, median(s, COPY), LOAD, false);
+  line(s, "stall", s->total, median(s, STALL), COPY, false);
+  line(s, "step", 0, median(s, STEP), LOAD, false);
+  if (s->n[STEP_BUSY]) line(s, "step while writing", 0, median(s, STEP_BUSY), STEP, false);
+  else sk_say("  no step lay within a save: a larger model or more of it in the batch tells more");
+  line(s, "plain writes, synced", s->total, median(s, PLAIN), LOAD, false);
+  line(s, "checkpoint, training waits", s->total, median(s, WAITING), PLAIN, true);
+  line(s, "checkpoint, behind training", s->total, median(s, BEHIND), PLAIN, true);
+  line(s, "load", s->total, median(s, LOAD), LOAD, false);
+}
+
+static int measure(bench_io *s, sk_err *e) {
+  char *data = sk_malloc(s->bytes);
+  sk_bench_random((float *)(void *)data, (int64_t)(s->bytes / sizeof(float)), (uint64_t)s->b->rank, 1);
+  for (int64_t i = 0; i < s->b->warmup; i++) step(s);
+  plain_copy(s, e);
+  for (int64_t i = 0; i < s->b->repeat && !e->code; i++) { // in turn: disks and neighbours change with time
+    plain_write(s, data, e);
+    if (!e->code) save_waiting(s, 2 * i + 1, e);
+    if (!e->code) save_behind(s, 2 * i + 2, e);
+    if (!e->code) load(s, 2 * i + 2, e);
+  }
+  sk_free(data);
+  return e->code;
+}
+
+int sk_bench_io(sk_bench *b, const char *folder, sk_err *e) {
+  const sk_config *c = b->cfg;
+  bench_io s = {.b = b};
+  int n[SK_NAXES];
+  if (sk_layout_grid(c, b->ranks, n, e) != SK_OK) return e->code;
+  sk_grid_create(&s.grid, b->comm, n);
+  s.run = sk_strf("%s/saker-bench", folder);
+  s.plain = sk_strf("%s/plain", s.run);
+  if (sk_engine_open(&s.engine, c, b->op, b->comms, &s.grid, true, c->train.micro_batch, c->data.sequence,
+                     c->data.sequence, e) == SK_OK) {
+    random_tokens(&s, c);
+    sk_engine_init(&s.engine);
+    if (sk_saver_open(b->comm, &s.engine, s.run, "bench", c->checkpoint.files, &s.saver, e) == SK_OK) {
+      s.bytes = sk_saver_bytes(s.saver);
+      s.total = (double)s.bytes;
+      SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &s.total, 1, MPI_DOUBLE, MPI_SUM, b->comm));
+      if (measure(&s, e) == SK_OK) report(&s);
+    }
+    sk_saver_close(s.saver);
+    sk_engine_close(&s.engine);
+    MPI_Barrier(b->comm);
+    if (b->rank == 0) sk_fs_remove(s.run);
+  }
+  for (int k = 0; k < KINDS; k++) sk_free(s.each[k]);
+  sk_free(s.ids);
+  sk_free(s.run);
+  sk_free(s.plain);
+  sk_grid_destroy(&s.grid);
+  return e->code;
+}
