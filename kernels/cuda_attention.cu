@@ -14,11 +14,11 @@ template <int HD>
 struct forward_shape;
 template <>
 struct forward_shape<64> {
-  enum { WARPS = 4, MT = 2, KEYS = 64, STEP = 64, CTAS = 2 };
+  enum { WARPS = 8, MT = 1, KEYS = 64, STEP = 64, CTAS = 2 };
 };
 template <>
 struct forward_shape<128> {
-  enum { WARPS = 4, MT = 2, KEYS = 64, STEP = 64, CTAS = 2 };
+  enum { WARPS = 12, MT = 1, KEYS = 64, STEP = 64, CTAS = 1 };
 };
 template <>
 struct forward_shape<256> {
@@ -120,7 +120,7 @@ static __device__ inline void finish(const flash_call &c, const flash_task &t, f
 template <int HD, bool WIDE>
 static __global__ void __launch_bounds__(forward_tiles<HD>::THREADS, forward_shape<HD>::CTAS)
     forward_bf16(const __grid_constant__ flash_call c) {
-  extern __shared__ __align__(128) unsigned char shared[];
+  extern __shared__ __align__(1024) unsigned char shared[];
   typedef forward_tiles<HD> T;
   const int M = forward_shape<HD>::MT, KEYS = T::KEYS, N = forward_shape<HD>::STEP / 8;
   T &tiles = *(T *)shared;
@@ -137,22 +137,33 @@ static __global__ void __launch_bounds__(forward_tiles<HD>::THREADS, forward_sha
     for (int half = 0; half < 2; half++) top[m][half] = NOTHING_YET, sum[m][half] = 0;
   for (int now = 0; j0 < span.end; j0 += KEYS, now ^= 1) {
     cp_async_wait();
+    if (BY_GROUPS<HD>) wg_publish();
     __syncthreads(); // the tiles are here, and nobody reads the other ones any more
     if (j0 + KEYS < span.end)
       load_keys<HD, WIDE>(c, t, tiles.k[now ^ 1], tiles.v[now ^ 1], j0 + KEYS, span.end);
-#pragma unroll 1
-    for (int step = 0; step < KEYS; step += 8 * N) {
-      float s[M][N][4];
-      product_xyt<HD>(s, tiles.q, m0, tiles.k[now], step);
-      if (j0 < span.lo || j0 + KEYS - 1 > span.hi) mask_keys(s, tiles.seen, m0, j0 + step);
+    bool some = j0 < span.lo || j0 + KEYS - 1 > span.hi;
+    float s[M][N][4];
+    uint32_t p[M][N / 2][4];
+    if constexpr (BY_GROUPS<HD>) {
+      begin_xyt<HD, T::ROWS>(s, tiles.q, tiles.k[now]);
+      wg_wait<0>();
+      wg_done(s[0]);
+      if (some) mask_keys(s, tiles.seen, m0, j0);
       online_softmax(s, o, top, sum, c.scale2);
-      uint32_t p[M][N / 2][4];
       as_operand(p, s);
-      product_py<HD>(o, p, tiles.v[now], step, 0);
+      begin_py<HD>(o, p, tiles.v[now]);
+      wg_wait<0>();
+      wg_done(o[0]);
+    } else {
+      product_xyt<HD>(s, tiles.q, m0, tiles.k[now], 0);
+      if (some) mask_keys(s, tiles.seen, m0, j0);
+      online_softmax(s, o, top, sum, c.scale2);
+      as_operand(p, s);
+      product_py<HD>(o, p, tiles.v[now], 0, 0);
     }
   }
   finish(c, t, o, top, sum, m0);
-  store_rows<HD, WIDE>(c.out, tiles.q, o, m0, 0, c.rows - t.r0, c.hd,
+  store_rows<HD, T::ROWS, WIDE>(c.out, tiles.q, o, m0, 0, c.rows - t.r0, c.hd,
                        [&](int r) { return query_at(c, t.bi, t.kv, t.r0 + r, c.ldo); });
 }
 
@@ -202,7 +213,7 @@ static __device__ inline void plain_softmax(float (&s)[I][I], float4 (&o)[I][C],
 template <int HD>
 static __global__ void __launch_bounds__(plain<HD>::THREADS)
     forward_f32(const __grid_constant__ flash_call c) {
-  extern __shared__ __align__(128) unsigned char shared[];
+  extern __shared__ __align__(1024) unsigned char shared[];
   typedef plain<HD> P;
   plain_forward_tiles<HD> &tiles = *(plain_forward_tiles<HD> *)shared;
   flash_task t = rows_of_block(c, P::TILE);

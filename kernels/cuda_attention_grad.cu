@@ -118,7 +118,7 @@ template <int HD>
 struct keys_shape;
 template <>
 struct keys_shape<64> {
-  enum { WARPS = 4, MT = 2, ROWS = 64, STEP = 32, SLICES = 1, CTAS = 2 };
+  enum { WARPS = 8, MT = 1, ROWS = 64, STEP = 64, SLICES = 1, CTAS = 1 };
 };
 template <>
 struct keys_shape<128> {
@@ -176,28 +176,41 @@ static __device__ inline void mask_rows(float (&s)[M][N][4], const int2 *seen, i
   }
 }
 
-// s: scores -> probabilities p; dp -> ds = p (dp - delta). Both are [key][row].
+// Scores [key][row] -> probabilities.
 template <int M, int N>
-static __device__ inline void grads_of_rows(float (&s)[M][N][4], float (&dp)[M][N][4],
-                                            const float2 *stat, float scale2) {
+static __device__ inline void probabilities_of_rows(float (&s)[M][N][4], const float2 *stat,
+                                                    float scale2) {
   int t = (int)threadIdx.x % 4;
 #pragma unroll
   for (int n = 0; n < N; n++) {
-    float4 row = *(const float4 *)(stat + 8 * n + 2 * t); // lse, delta of two rows
+    float lse[2] = {stat[8 * n + 2 * t].x, stat[8 * n + 2 * t + 1].x};
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
-      for (int e = 0; e < 4; e++) {
-        s[m][n][e] = fast_exp2(fmaf(s[m][n][e], scale2, e % 2 ? -row.z : -row.x));
-        dp[m][n][e] = s[m][n][e] * (dp[m][n][e] - (e % 2 ? row.w : row.y));
-      }
+      for (int e = 0; e < 4; e++)
+        s[m][n][e] = fast_exp2(fmaf(s[m][n][e], scale2, -lse[e % 2]));
+  }
+}
+
+// dp -> ds = p (dp - delta), [key][row].
+template <int M, int N>
+static __device__ inline void grads_of_rows(const float (&p)[M][N][4], float (&dp)[M][N][4],
+                                            const float2 *stat) {
+  int t = (int)threadIdx.x % 4;
+#pragma unroll
+  for (int n = 0; n < N; n++) {
+    float delta[2] = {stat[8 * n + 2 * t].y, stat[8 * n + 2 * t + 1].y};
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) dp[m][n][e] = p[m][n][e] * (dp[m][n][e] - delta[e % 2]);
   }
 }
 
 template <int HD, bool WIDE>
 static __global__ void __launch_bounds__(keys_tiles<HD>::THREADS, keys_shape<HD>::CTAS)
     grad_keys_bf16(const __grid_constant__ flash_call c) {
-  extern __shared__ __align__(128) unsigned char shared[];
+  extern __shared__ __align__(1024) unsigned char shared[];
   typedef keys_tiles<HD> T;
   typedef keys_shape<HD> S;
   const int M = S::MT, N = S::STEP / 8, C = HD / 8 / S::SLICES;
@@ -222,29 +235,47 @@ static __global__ void __launch_bounds__(keys_tiles<HD>::THREADS, keys_shape<HD>
     int tile = w.first;
     w.first = next_tile(w, tile + 1);
     cp_async_wait();
+    if (BY_GROUPS<HD>) wg_publish();
     __syncthreads(); // the tiles are here, and nobody reads the other ones any more
     bool some = !all_seen(c, w, tile, T::KEYS);
     if (w.first <= w.last) load_row_tile<WIDE>(c, tiles, now ^ 1, bi, kv, w.first);
-#pragma unroll 1
-    for (int r = 0; r < T::ROWS; r += S::STEP) {
-      float s[M][N][4], dp[M][N][4];
-      uint32_t p[M][N / 2][4];
-      product_xyt<HD>(s, tiles.k, m0, tiles.q[now], r);
-      if (some) mask_rows(s, tiles.seen[now] + r, j0 + m0);
-      product_xyt<HD>(dp, tiles.v, m0, tiles.dout[now], r);
-      grads_of_rows(s, dp, tiles.stat[now] + r, c.scale2);
+    float s[M][N][4], dp[M][N][4];
+    uint32_t p[M][N / 2][4], ds[M][N / 2][4];
+    if constexpr (BY_GROUPS<HD>) {
+      begin_xyt<HD, T::KEYS>(s, tiles.k, tiles.q[now]);
+      begin_xyt<HD, T::KEYS>(dp, tiles.v, tiles.dout[now]);
+      wg_wait<1>();
+      wg_done(s[0]);
+      if (some) mask_rows(s, tiles.seen[now], j0 + m0);
+      probabilities_of_rows(s, tiles.stat[now], c.scale2);
       as_operand(p, s);
-      product_py<HD>(dv, p, tiles.dout[now], r, chunk0);
-      as_operand(p, dp);
-      product_py<HD>(dk, p, tiles.q[now], r, chunk0);
+      wg_wait<0>();
+      wg_done(dp[0]);
+      begin_py<HD>(dv, p, tiles.dout[now]);
+      grads_of_rows(s, dp, tiles.stat[now]);
+      as_operand(ds, dp);
+      begin_py<HD>(dk, ds, tiles.q[now]);
+      wg_wait<0>();
+      wg_done(dv[0]);
+      wg_done(dk[0]);
+    } else {
+      product_xyt<HD>(s, tiles.k, m0, tiles.q[now], 0);
+      if (some) mask_rows(s, tiles.seen[now], j0 + m0);
+      product_xyt<HD>(dp, tiles.v, m0, tiles.dout[now], 0);
+      probabilities_of_rows(s, tiles.stat[now], c.scale2);
+      as_operand(p, s);
+      product_py<HD>(dv, p, tiles.dout[now], 0, chunk0);
+      grads_of_rows(s, dp, tiles.stat[now]);
+      as_operand(ds, dp);
+      product_py<HD>(dk, ds, tiles.q[now], 0, chunk0);
     }
   }
   cp_async_wait();
   __syncthreads(); // k and v may have been loaded for nothing
   multiply(dk, c.scale);
-  store_rows<HD, WIDE>(c.dk, tiles.k, dk, m0, chunk0, c.Tk - j0, c.hd,
+  store_rows<HD, T::KEYS, WIDE>(c.dk, tiles.k, dk, m0, chunk0, c.Tk - j0, c.hd,
                        [&](int r) { return key_at(c, bi, kv, j0 + r, c.ldk); });
-  store_rows<HD, WIDE>(c.dv, tiles.v, dv, m0, chunk0, c.Tk - j0, c.hd,
+  store_rows<HD, T::KEYS, WIDE>(c.dv, tiles.v, dv, m0, chunk0, c.Tk - j0, c.hd,
                        [&](int r) { return key_at(c, bi, kv, j0 + r, c.ldv); });
 }
 
@@ -254,11 +285,11 @@ template <int HD>
 struct rows_shape;
 template <>
 struct rows_shape<64> {
-  enum { WARPS = 4, MT = 2, KEYS = 64, STEP = 64, CTAS = 2 };
+  enum { WARPS = 12, MT = 1, KEYS = 64, STEP = 64, CTAS = 1 };
 };
 template <>
 struct rows_shape<128> {
-  enum { WARPS = 4, MT = 2, KEYS = 32, STEP = 32, CTAS = 2 };
+  enum { WARPS = 8, MT = 1, KEYS = 64, STEP = 64, CTAS = 1 };
 };
 template <>
 struct rows_shape<256> {
@@ -287,29 +318,45 @@ static __device__ inline void load_key_tile(const flash_call &c, rows_tiles<HD> 
   cp_async_commit();
 }
 
-// dp -> ds = p (dp - delta), p from the scores s. Both are [row][key]; stat is that of the first
-// row.
+// The same for [row][key]; stat is that of the warp's first row.
 template <int M, int N>
-static __device__ inline void grads_of_keys(const float (&s)[M][N][4], float (&dp)[M][N][4],
-                                            const float2 *stat, float scale2) {
+static __device__ inline void probabilities_of_keys(float (&s)[M][N][4], const float2 *stat,
+                                                    float scale2) {
   int g = (int)threadIdx.x % 32 / 4;
 #pragma unroll
   for (int m = 0; m < M; m++)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      float2 row = stat[16 * m + 8 * half + g]; // lse, delta
+      float lse = stat[16 * m + 8 * half + g].x;
 #pragma unroll
       for (int n = 0; n < N; n++)
 #pragma unroll
         for (int e = 2 * half; e < 2 * half + 2; e++)
-          dp[m][n][e] = fast_exp2(fmaf(s[m][n][e], scale2, -row.x)) * (dp[m][n][e] - row.y);
+          s[m][n][e] = fast_exp2(fmaf(s[m][n][e], scale2, -lse));
+    }
+}
+
+template <int M, int N>
+static __device__ inline void grads_of_keys(const float (&p)[M][N][4], float (&dp)[M][N][4],
+                                            const float2 *stat) {
+  int g = (int)threadIdx.x % 32 / 4;
+#pragma unroll
+  for (int m = 0; m < M; m++)
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      float delta = stat[16 * m + 8 * half + g].y;
+#pragma unroll
+      for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int e = 2 * half; e < 2 * half + 2; e++)
+          dp[m][n][e] = p[m][n][e] * (dp[m][n][e] - delta);
     }
 }
 
 template <int HD, bool WIDE>
 static __global__ void __launch_bounds__(rows_tiles<HD>::THREADS, rows_shape<HD>::CTAS)
     grad_rows_bf16(const __grid_constant__ flash_call c) {
-  extern __shared__ __align__(128) unsigned char shared[];
+  extern __shared__ __align__(1024) unsigned char shared[];
   typedef rows_tiles<HD> T;
   typedef rows_shape<HD> S;
   const int M = S::MT, N = S::STEP / 8, KEYS = T::KEYS;
@@ -332,23 +379,38 @@ static __global__ void __launch_bounds__(rows_tiles<HD>::THREADS, rows_shape<HD>
 #pragma unroll 1
   for (int now = 0; j0 < span.end; j0 += KEYS, now ^= 1) {
     cp_async_wait();
+    if (BY_GROUPS<HD>) wg_publish();
     __syncthreads(); // the tiles are here, and nobody reads the other ones any more
     if (j0 + KEYS < span.end) load_key_tile<WIDE>(c, tiles, now ^ 1, t, j0 + KEYS, span.end);
     bool some = j0 < span.lo || j0 + KEYS - 1 > span.hi;
-#pragma unroll 1
-    for (int step = 0; step < KEYS; step += S::STEP) {
-      float s[M][N][4], dp[M][N][4];
-      uint32_t ds[M][N / 2][4];
-      product_xyt<HD>(s, tiles.q, m0, tiles.k[now], step);
-      if (some) mask_keys(s, tiles.seen, m0, j0 + step);
-      product_xyt<HD>(dp, tiles.dout, m0, tiles.v[now], step);
-      grads_of_keys(s, dp, tiles.stat + m0, c.scale2);
+    float s[M][N][4], dp[M][N][4];
+    uint32_t ds[M][N / 2][4];
+    if constexpr (BY_GROUPS<HD>) {
+      begin_xyt<HD, T::ROWS>(s, tiles.q, tiles.k[now]);
+      begin_xyt<HD, T::ROWS>(dp, tiles.dout, tiles.v[now]);
+      wg_wait<1>();
+      wg_done(s[0]);
+      if (some) mask_keys(s, tiles.seen, m0, j0);
+      probabilities_of_keys(s, tiles.stat + m0, c.scale2);
+      wg_wait<0>();
+      wg_done(dp[0]);
+      grads_of_keys(s, dp, tiles.stat + m0);
       as_operand(ds, dp);
-      product_py<HD>(dq, ds, tiles.k[now], step, 0);
+      begin_py<HD>(dq, ds, tiles.k[now]);
+      wg_wait<0>();
+      wg_done(dq[0]);
+    } else {
+      product_xyt<HD>(s, tiles.q, m0, tiles.k[now], 0);
+      if (some) mask_keys(s, tiles.seen, m0, j0);
+      product_xyt<HD>(dp, tiles.dout, m0, tiles.v[now], 0);
+      probabilities_of_keys(s, tiles.stat + m0, c.scale2);
+      grads_of_keys(s, dp, tiles.stat + m0);
+      as_operand(ds, dp);
+      product_py<HD>(dq, ds, tiles.k[now], 0, 0);
     }
   }
   multiply(dq, c.scale);
-  store_rows<HD, WIDE>(c.dq, tiles.q, dq, m0, 0, n, c.hd,
+  store_rows<HD, T::ROWS, WIDE>(c.dq, tiles.q, dq, m0, 0, n, c.hd,
                        [&](int r) { return query_at(c, t.bi, t.kv, t.r0 + r, c.ldq); });
 }
 
@@ -404,7 +466,7 @@ static __device__ inline void plain_clear(float4 (&c)[I][C]) {
 template <int HD>
 static __global__ void __launch_bounds__(plain<HD>::THREADS)
     grad_keys_f32(const __grid_constant__ flash_call c) {
-  extern __shared__ __align__(128) unsigned char shared[];
+  extern __shared__ __align__(1024) unsigned char shared[];
   typedef plain<HD> P;
   plain_grad_tiles<HD> &tiles = *(plain_grad_tiles<HD> *)shared;
   int heads = c.b * c.KV, head = (int)blockIdx.x % heads, bi = head / c.KV, kv = head % c.KV;
@@ -442,7 +504,7 @@ static __global__ void __launch_bounds__(plain<HD>::THREADS)
 template <int HD>
 static __global__ void __launch_bounds__(plain<HD>::THREADS)
     grad_rows_f32(const __grid_constant__ flash_call c) {
-  extern __shared__ __align__(128) unsigned char shared[];
+  extern __shared__ __align__(1024) unsigned char shared[];
   typedef plain<HD> P;
   plain_grad_tiles<HD> &tiles = *(plain_grad_tiles<HD> *)shared;
   flash_task t = rows_of_block(c, P::TILE);

@@ -8,13 +8,15 @@
  *
  * bf16 tiles hold HD elements a row (the head width, zero-padded to 64, 128 or 256). A row's
  * 16-byte chunk c lies at chunk c ^ (row & 7), so that the eight rows of an ldmatrix never share a
- * bank. */
+ * bank. Up to 128 the products are those of warpgroups (cuda_wgmma.h) and tiles lie in their panels
+ * of 64 columns; with 256, whose sums fill the registers of a warp, they are those of warps. */
 #ifndef SK_CUDA_FLASH_H
 #define SK_CUDA_FLASH_H
 #include <cuda_bf16.h>
 #include <limits.h>
 #include <math.h>
 #include "kernels/cuda.h"
+#include "kernels/cuda_wgmma.h"
 
 typedef __nv_bfloat16 bf16;
 
@@ -202,8 +204,14 @@ static __device__ flash_span place_rows(const flash_call &c, int2 *seen, int bi,
 
 // ---- bf16 tiles ----
 
+// Whether warpgroups multiply.
 template <int HD>
+constexpr bool BY_GROUPS = HD <= 128;
+
+// Place of a chunk in a tile of ROWS rows.
+template <int HD, int ROWS>
 static __device__ inline int tile_at(int row, int chunk) {
+  if (BY_GROUPS<HD>) return (chunk / 8 * ROWS + row) * 64 + ((chunk % 8 ^ (row & 7)) << 3);
   return row * HD + ((chunk ^ (row & 7)) << 3);
 }
 
@@ -216,9 +224,10 @@ static __device__ inline void load_tile(bf16 *tile, const void *x, int n, int hd
   if (width <= 0) n = 0;
   const bf16 *from = (const bf16 *)x + (width > 0 ? chunk * 8 : 0);
 #pragma unroll
-  for (int i = 0; i < ROWS / STEP; i++) {
+  for (int i = 0; i < (ROWS + STEP - 1) / STEP; i++) {
     int r = thread / PER + i * STEP;
-    bf16 *to = tile + tile_at<HD>(r, chunk);
+    if (ROWS % STEP && r >= ROWS) break;
+    bf16 *to = tile + tile_at<HD, ROWS>(r, chunk);
     const bf16 *row = from + (r < n ? at(r) : 0);
     if (WIDE) {
       cp_async16(to, row, r < n);
@@ -316,6 +325,56 @@ static __device__ inline void product_py(float (&c)[M][N][4], const uint32_t (&p
   }
 }
 
+// ---- products of warpgroups, which lie behind those begun before ----
+
+// The warpgroup's tile in x, of ROWS rows, whose 64 rows include this warp's.
+template <int HD, int ROWS>
+static __device__ inline uint64_t group_rows(const bf16 *x) {
+  return wg_tile(shared_address(x) + (threadIdx.x / 128) * 64 * 128, 0);
+}
+
+// c = x y^T: the warpgroup's 64 rows of tile x, all 8 N rows of tile y. RX, N * 8: rows of the tiles.
+template <int HD, int RX, int N>
+static __device__ inline void begin_xyt(float (&c)[1][N][4], const bf16 *x, const bf16 *y) {
+  uint64_t a = group_rows<HD, RX>(x), b = wg_tile(shared_address(y), 0);
+  wg_begin();
+#pragma unroll
+  for (int k = 0; k < HD / 16; k++)
+    wg_mma(c[0], a + (k / 4 * RX * 128 + k % 4 * 32) / 16, b + (k / 4 * N * 8 * 128 + k % 4 * 32) / 16,
+           k > 0);
+  wg_commit();
+}
+
+// The same with x in registers: see operand_rows.
+template <int HD, int N>
+static __device__ inline void begin_xyt(float (&c)[1][N][4], const uint32_t (&x)[HD / 16][4],
+                                        const bf16 *y) {
+  uint64_t b = wg_tile(shared_address(y), 0);
+  wg_begin();
+#pragma unroll
+  for (int k = 0; k < HD / 16; k++)
+    wg_mma(c[0], x[k], b + (k / 4 * N * 8 * 128 + k % 4 * 32) / 16, k > 0);
+  wg_commit();
+}
+
+// This warp's 16 rows from m0 of a tile as left operands, HD = 64.
+static __device__ inline void operand_rows(uint32_t (&x)[4][4], const bf16 *tile, int m0) {
+  uint32_t at = rows_address<64>(tile, m0);
+#pragma unroll
+  for (int k = 0; k < 4; k++) ldmatrix(x[k], further<64>(at, 0, 2 * k));
+}
+
+// c += p y: 16 K columns of p, as many rows of tile y.
+template <int HD, int K>
+static __device__ inline void begin_py(float (&c)[1][HD / 8][4], const uint32_t (&p)[1][K][4],
+                                       const bf16 *y) {
+  uint64_t b = wg_tile(shared_address(y), K * 16 * 128);
+  wg_begin();
+#pragma unroll
+  for (int k = 0; k < K; k++) wg_mma_rows(c[0], p[0][k], b + k * 16 * 128 / 16);
+  wg_commit();
+}
+
 // A product's result as the left operand of the next: the layouts of C and A agree (section 3.1 of
 // FlashAttention-2, Dao 2023, needs no shuffles for that reason).
 template <int M, int N>
@@ -352,7 +411,7 @@ static __device__ inline void mask_keys(float (&s)[M][N][4], const int2 *seen, i
 
 // Writes a warp's rows m0 .. m0 + 16 M - 1 of the n that exist, 8 N columns from chunk0. They pass
 // through the same rows of a tile in shared memory that no other warp reads any more.
-template <int HD, bool WIDE, int M, int N, class At>
+template <int HD, int ROWS, bool WIDE, int M, int N, class At>
 static __device__ inline void store_rows(void *x, bf16 *tile, const float (&c)[M][N][4], int m0,
                                          int chunk0, int n, int hd, At at) {
   int lane = (int)threadIdx.x % 32;
@@ -363,14 +422,14 @@ static __device__ inline void store_rows(void *x, bf16 *tile, const float (&c)[M
     for (int i = 0; i < N; i++)
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        int at_tile = tile_at<HD>(m0 + 16 * m + 8 * half + lane / 4, chunk0 + i) + lane % 4 * 2;
+        int at_tile = tile_at<HD, ROWS>(m0 + 16 * m + 8 * half + lane / 4, chunk0 + i) + lane % 4 * 2;
         *(uint32_t *)(tile + at_tile) = pack2(c[m][i][2 * half], c[m][i][2 * half + 1]);
       }
   __syncwarp();
   for (int i = lane; i < 16 * M * N; i += 32) {
     int row = m0 + i / N, chunk = chunk0 + i % N;
     if (row >= n || chunk * 8 >= hd) continue;
-    const bf16 *from = tile + tile_at<HD>(row, chunk);
+    const bf16 *from = tile + tile_at<HD, ROWS>(row, chunk);
     bf16 *to = (bf16 *)x + at(row) + chunk * 8;
     if (WIDE) {
       *(uint4 *)to = *(const uint4 *)from;

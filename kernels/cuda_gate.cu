@@ -1,8 +1,8 @@
-/* cuda_gate.cu: the gate after the SSM and the grouped gated RMSNorm (2.5, 3.5). One block of
- * threads for a token's group; without the norm, plain rows.
+/* cuda_gate.cu: the gate after the SSM and the grouped gated RMSNorm (2.5, 3.5). Rows are
+ * read once; without the norm they need not be whole.
  *
  * a: what is normalised, y * silu(z) (or y, when the norm comes before the gate). */
-#include "kernels/cuda_kernel.h"
+#include "kernels/cuda_row.h"
 
 namespace {
 
@@ -70,67 +70,82 @@ __global__ void grad_stats(shape k, float *out, const T *dout, const T *y, const
   if (threadIdx.x == 0) out[blockIdx.x] = sum;
 }
 
-template <int V, class T>
-__global__ void gated_norm(shape k, T *o, float *rstd, const T *y, const T *z, const T *w,
-                           const float *whole) {
-  int64_t t = blockIdx.x / k.G, c0 = blockIdx.x % k.G * k.cols;
-  y += t * k.ds + c0, o += t * k.ds + c0, z += t * k.ldz + c0, w += c0;
-  float sum = whole ? whole[blockIdx.x] : squares<V>(k, y, z);
-  float r = (float)(1 / sqrt((double)sum / (double)k.width + k.eps)), a[V], b[V], g[V];
-  for (int64_t c = threadIdx.x * V; c < k.cols; c += blockDim.x * V) {
-    load(a, y + c);
-    load(b, w + c);
-    load(g, z + c);
-#pragma unroll
-    for (int j = 0; j < V; j++) a[j] *= silu(k.m * g[j]) * (r * b[j]);
-    store(o + c, a);
-  }
-  if (threadIdx.x == 0) rstd[blockIdx.x] = r;
+// Blocks of rows; a row is a token's group: token * G + group.
+template <int M, int V, class T>
+__global__ void __launch_bounds__(ROW_THREADS, M == 1 ? 6 : M == 2 ? 4 : 2)
+    gated_norm(shape k, T *o, float *rstd, const T *y, const T *z, const T *w, const float *whole) {
+  int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y, t = row / k.G;
+  int64_t c0 = row % k.G * k.cols, at = t * k.ds + c0;
+  bool here = row < k.n * k.G;
+  reg_row<T, V, M> a, g, b;
+  float sum = 0;
+  a.get(y + at, k.cols, here);
+  g.get(z + t * k.ldz + c0, k.cols, here);
+  b.get(w + c0, k.cols, here);
+  if (here)
+    each_column<V, M>(k.cols, [&](int i, int j) {
+      float x = to_float(a.at[i].e[j]);
+      if (!k.before) x *= silu(k.m * to_float(g.at[i].e[j]));
+      sum += x * x;
+    });
+  sum = row_sum(sum);
+  if (!here) return;
+  if (whole) sum = whole[row];
+  float r = (float)(1 / sqrt((double)sum / (double)k.width + k.eps));
+  a.pack(), g.pack(), b.pack();
+  each_column<V, M>(k.cols, [&](int i, int j) {
+    float gate = silu(k.m * to_float(g.at[i].e[j]));
+    from_float(a.at[i].e[j], to_float(a.at[i].e[j]) * gate * (r * to_float(b.at[i].e[j])));
+  });
+  a.put(o + at, k.cols);
+  if (threadIdx.x == 0) rstd[row] = r;
 }
 
-template <int V, class T>
-__global__ void gated_norm_grad(shape k, T *dy, T *dz, const T *dout, const T *y, const T *z,
-                                const T *w, const float *rstd, const float *whole) {
-  int64_t t = blockIdx.x / k.G, c0 = blockIdx.x % k.G * k.cols, at = t * k.ds + c0;
-  dy += at, dout += at, y += at, z += t * k.ldz + c0, dz += t * k.ldz + c0, w += c0;
-  float all = whole ? whole[blockIdx.x] : dot<V>(k, dout, y, z, w);
-  float r = rstd[blockIdx.x], back = r * r * (all / k.width), e[V], a[V], b[V], g[V], h[V];
-  for (int64_t c = threadIdx.x * V; c < k.cols; c += blockDim.x * V) {
-    load(e, dout + c);
-    load(a, y + c);
-    load(g, z + c);
-    load(b, w + c);
-#pragma unroll
-    for (int j = 0; j < V; j++) {
-      float zc = k.m * g[j], sig = sigmoid(zc), gate = zc * sig, dgate = sig * (1 + zc * (1 - sig));
+// Blocks (part of the tokens, group); part: see put_sums.
+template <int M, int V, class T>
+__global__ void __launch_bounds__(ROW_THREADS, M == 1 ? 5 : M == 2 ? 3 : 2)
+    gated_norm_grad(shape k, T *dy, T *dz, float *part, const T *dout, const T *y, const T *z,
+                    const T *w, const float *rstd, const float *whole, int64_t size) {
+  int64_t c0 = blockIdx.y * k.cols, first = blockIdx.x * size, end = least(first + size, k.n);
+  reg_row<T, V, M> e, a, g, b;
+  float dw[M][V] = {};
+  for (int64_t t0 = first; t0 < end; t0 += blockDim.y) {
+    int64_t t = t0 + threadIdx.y, at = t * k.ds + c0, zt = t * k.ldz + c0;
+    bool here = t < end;
+    float dot = 0, r = here ? rstd[t * k.G + blockIdx.y] : 0;
+    e.get(dout + at, k.cols, here);
+    a.get(y + at, k.cols, here);
+    g.get(z + zt, k.cols, here);
+    b.get(w + c0, k.cols, here);
+    if (here)
+      each_column<V, M>(k.cols, [&](int i, int j) {
+        float x = to_float(a.at[i].e[j]) * silu(k.m * to_float(g.at[i].e[j]));
+        x *= to_float(e.at[i].e[j]);
+        dw[i][j] += x * r;
+        dot += x * to_float(b.at[i].e[j]);
+      });
+    dot = row_sum(dot);
+    if (!here) continue;
+    float back = r * r * ((whole ? whole[t * k.G + blockIdx.y] : dot) / k.width);
+    e.pack(), a.pack(), g.pack(), b.pack();
+    each_column<V, M>(k.cols, [&](int i, int j) {
+      float zc = k.m * to_float(g.at[i].e[j]), sig = sigmoid(zc), gate = zc * sig;
+      float dgate = sig * (1 + zc * (1 - sig)), x = to_float(a.at[i].e[j]);
+      float f = to_float(b.at[i].e[j]) * to_float(e.at[i].e[j]);
       if (k.before) { // o = w * y * r * silu(z)
-        h[j] = k.m * e[j] * b[j] * (a[j] * r) * dgate;
-        a[j] = r * (b[j] * (e[j] * gate) - a[j] * back);
+        from_float(g.at[i].e[j], k.m * f * (x * r) * dgate);
+        from_float(a.at[i].e[j], r * (f * gate - x * back));
       } else { // o = w * a * r with a = y * silu(z)
-        float da = r * (b[j] * e[j] - a[j] * gate * back);
-        h[j] = k.m * da * a[j] * dgate;
-        a[j] = da * gate;
+        float da = r * (f - x * gate * back);
+        from_float(g.at[i].e[j], k.m * da * x * dgate);
+        from_float(a.at[i].e[j], da * gate);
       }
-    }
-    store(dy + c, a);
-    store(dz + c, h);
+    });
+    a.put(dy + at, k.cols);
+    g.put(dz + zt, k.cols);
   }
+  put_sums(part, dw, c0, k.cols, k.ds);
 }
-
-// A token's share of dw, the same in either order: e * y * silu(z) * r.
-template <int V, class T>
-struct gate_weight {
-  shape k;
-  const T *dout, *y, *z;
-  const float *rstd;
-  __device__ void operator()(int64_t t, int64_t c, float (&v)[V]) const {
-    float a[V], r = rstd[t * k.G + c / k.cols]; // V columns are of one group
-    load_a(a, y + t * k.ds + c, z + t * k.ldz + c, k.m, false);
-    load(v, dout + t * k.ds + c);
-#pragma unroll
-    for (int j = 0; j < V; j++) v[j] *= a[j] * r;
-  }
-};
 
 template <int V, class T>
 __global__ void gate_only(shape k, T *o, const T *y, const T *z) {
@@ -177,8 +192,12 @@ void sk_cuda_gate(sk_stream *s, const sk_gate_dims *d, void *o, float *rstd, con
     typedef SK_TYPE(tag) T;
     constexpr int V = SK_NUMBER(v);
     if (d->norm) {
-      gated_norm<V><<<(unsigned)(k.n * k.G), row_threads(k.cols / V), 0, sk_cuda_stream(s)>>>(
-          k, (T *)o, rstd, (const T *)y, (const T *)z, (const T *)w, d->whole);
+      row_shape r = shape_of_rows<V>(k.cols);
+      unsigned blocks = (unsigned)up(k.n * k.G, r.block.y);
+      by_accesses<V>(r, [&](auto m) {
+        gated_norm<SK_NUMBER(m), V><<<blocks, r.block, 0, sk_cuda_stream(s)>>>(
+            k, (T *)o, rstd, (const T *)y, (const T *)z, (const T *)w, d->whole);
+      });
     } else {
       rows_shape r = rows(k.n, k.ds / V);
       gate_only<V>
@@ -223,12 +242,17 @@ void sk_cuda_gate_grad(sk_stream *s, const sk_gate_dims *d, void *dy, void *dz, 
     typedef SK_TYPE(tag) T;
     constexpr int V = SK_NUMBER(v);
     if (d->norm) {
-      gated_norm_grad<V><<<(unsigned)(k.n * k.G), row_threads(k.cols / V), 0, sk_cuda_stream(s)>>>(
-          k, (T *)dy, (T *)dz, (const T *)dout, (const T *)y, (const T *)z, (const T *)w, rstd,
-          d->whole);
+      row_shape r = shape_of_rows<V>(k.cols);
+      cut c = cut_rows(k.n, k.ds, r);
+      float *part = (float *)sk_cuda_scratch(s, (size_t)(c.count * k.ds) * sizeof *part);
+      dim3 grid((unsigned)c.count, (unsigned)k.G);
+      by_accesses<V>(r, [&](auto m) {
+        gated_norm_grad<SK_NUMBER(m), V><<<grid, r.block, 0, sk_cuda_stream(s)>>>(
+            k, (T *)dy, (T *)dz, part, (const T *)dout, (const T *)y, (const T *)z, (const T *)w,
+            rstd, d->whole, c.size);
+      });
       SK_CUDA(cudaGetLastError());
-      sum_tokens<V>(s, dw, gate_weight<V, T>{k, (const T *)dout, (const T *)y, (const T *)z, rstd},
-                    k.n, k.ds, 1);
+      launch_add_parts(s, dw, part, c.count, k.ds, 1);
     } else {
       rows_shape r = rows(k.n, k.ds / V);
       gate_only_grad<V><<<r.grid, r.block, 0, sk_cuda_stream(s)>>>(

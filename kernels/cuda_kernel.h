@@ -125,10 +125,10 @@ __device__ inline X block_sum(X x) {
 
 // ---- launches ----
 
-inline int64_t up(int64_t a, int64_t b) {
+__host__ __device__ inline int64_t up(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
-inline int64_t least(int64_t a, int64_t b) {
+__host__ __device__ inline int64_t least(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
 
@@ -241,13 +241,29 @@ __global__ void token_sums(float *part, F f, int64_t n, int64_t cols, int64_t si
   for (int i = 0; i < V; i++) part[blockIdx.y * cols + c + i] = sum[i];
 }
 
+// out[cols] += scale * the sums over the parts: 32 columns of a block; its rows of threads share out
+// the parts.
+constexpr int PART_ROWS = 16;
 static __global__ void add_parts(float *out, const float *part, int64_t count, int64_t cols,
                                  double scale) {
-  SK_EACH(c, cols) {
-    double sum = 0;
-    for (int64_t i = 0; i < count; i++) sum += part[i * cols + c];
-    out[c] = (float)(out[c] + scale * sum);
-  }
+  __shared__ double turn[PART_ROWS][32];
+  int64_t c = (int64_t)blockIdx.x * 32 + threadIdx.x;
+  int row = threadIdx.y;
+  double sum = 0;
+#pragma unroll 4
+  for (int64_t i = row; c < cols && i < count; i += PART_ROWS) sum += part[i * cols + c];
+  turn[row][threadIdx.x] = sum;
+  __syncthreads();
+  if (row > 0 || c >= cols) return;
+  for (int i = 1; i < PART_ROWS; i++) sum += turn[i][threadIdx.x];
+  out[c] = (float)(out[c] + scale * sum);
+}
+
+inline void launch_add_parts(sk_stream *s, float *out, const float *part, int64_t count,
+                             int64_t cols, double scale) {
+  add_parts<<<(unsigned)up(cols, 32), dim3(32, PART_ROWS), 0, sk_cuda_stream(s)>>>(
+      out, part, count, cols, scale);
+  SK_CUDA(cudaGetLastError());
 }
 
 template <int V, class F>
@@ -261,8 +277,7 @@ inline void sum_tokens(sk_stream *s, float *out, F f, int64_t n, int64_t cols, d
   size_t bytes = (size_t)THREADS * V * sizeof(float);
   token_sums<V><<<grid, block, bytes, sk_cuda_stream(s)>>>(part, f, n, cols, k.size);
   SK_CUDA(cudaGetLastError());
-  add_parts<<<blocks(cols), THREADS, 0, sk_cuda_stream(s)>>>(out, part, k.count, cols, scale);
-  SK_CUDA(cudaGetLastError());
+  launch_add_parts(s, out, part, k.count, cols, scale);
 }
 
 } // namespace

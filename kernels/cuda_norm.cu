@@ -1,79 +1,72 @@
-/* cuda_norm.cu: RMSNorm (2.2, 3.5) and SwiGLU (2.6). One block of threads for a token's norm. */
-#include "kernels/cuda_kernel.h"
+/* cuda_norm.cu: RMSNorm (2.2, 3.5) and SwiGLU (2.6). Rows are read once. */
+#include "kernels/cuda_row.h"
 
 namespace {
 
 // sum = x + res where res is given; what is normalised is sum as it is stored.
-template <int V, class T>
-__global__ void norm(T *y, float *rstd, T *sum, const T *x, const T *res, const T *w, int64_t d,
-                     double eps) {
-  int64_t t = blockIdx.x;
-  x += t * d, y += t * d;
-  float squares = 0, a[V], b[V];
-  if (res) sum += t * d, res += t * d;
-  for (int64_t c = threadIdx.x * V; c < d; c += blockDim.x * V) {
-    load(a, x + c);
-    if (res) {
-      load(b, res + c);
-#pragma unroll
-      for (int j = 0; j < V; j++) a[j] = rounded<T>(a[j] + b[j]);
-      store(sum + c, a);
-    }
-#pragma unroll
-    for (int j = 0; j < V; j++) squares += a[j] * a[j];
-  }
-  squares = block_sum(squares);
+template <int M, int V, class T>
+__global__ void __launch_bounds__(ROW_THREADS, M == 1 ? 6 : M == 2 ? 4 : 2)
+    norm(T *y, float *rstd, T *sum, const T *x, const T *res, const T *w, int64_t n, int64_t d,
+         double eps) {
+  int64_t t = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
+  bool here = t < n;
+  reg_row<T, V, M> a, b, weight;
+  float squares = 0;
+  a.get(x + t * d, d, here);
+  if (res) b.get(res + t * d, d, here);
+  weight.get(w, d);
+  if (here)
+    each_column<V, M>(d, [&](int i, int j) {
+      float v = to_float(a.at[i].e[j]);
+      if (res) from_float(a.at[i].e[j], v + to_float(b.at[i].e[j]));
+      v = to_float(a.at[i].e[j]);
+      squares += v * v;
+    });
+  squares = row_sum(squares);
+  if (!here) return;
+  if (res) a.put(sum + t * d, d);
   float r = (float)(1 / sqrt((double)squares / (double)d + eps));
-  const T *in = res ? sum : x; // a thread reads what it wrote itself
-  for (int64_t c = threadIdx.x * V; c < d; c += blockDim.x * V) {
-    load(a, in + c);
-    load(b, w + c);
-#pragma unroll
-    for (int j = 0; j < V; j++) a[j] *= r * b[j];
-    store(y + c, a);
-  }
+  each_column<V, M>(d, [&](int i, int j) {
+    from_float(a.at[i].e[j], to_float(a.at[i].e[j]) * (r * to_float(weight.at[i].e[j])));
+  });
+  a.put(y + t * d, d);
   if (threadIdx.x == 0) rstd[t] = r;
 }
 
-template <int V, class T>
-__global__ void norm_grad(T *dx, const T *dy, const T *x, const float *rstd, const T *w,
-                          int64_t d) {
-  int64_t t = blockIdx.x;
-  dx += t * d, dy += t * d, x += t * d;
-  float mean = 0, e[V], a[V], b[V], g[V];
-  for (int64_t c = threadIdx.x * V; c < d; c += blockDim.x * V) {
-    load(e, dy + c);
-    load(a, x + c);
-    load(b, w + c);
-#pragma unroll
-    for (int j = 0; j < V; j++) mean += e[j] * b[j] * a[j];
+// Tokens blockIdx.x * size on; part: see put_sums.
+template <int M, int V, class T>
+__global__ void __launch_bounds__(ROW_THREADS, M == 1 ? 5 : M == 2 ? 3 : 2)
+    norm_grad(T *dx, float *part, const T *dy, const T *x, const float *rstd, const T *w, int64_t n,
+              int64_t d, int64_t size) {
+  reg_row<T, V, M> weight, e, a, g;
+  float dw[M][V] = {};
+  int64_t first = blockIdx.x * size, end = least(first + size, n);
+  weight.get(w, d);
+  for (int64_t t0 = first; t0 < end; t0 += blockDim.y) {
+    int64_t t = t0 + threadIdx.y;
+    bool here = t < end;
+    float mean = 0, r = here ? rstd[t] : 0;
+    e.get(dy + t * d, d, here);
+    a.get(x + t * d, d, here);
+    g.get(dx + t * d, d, here);
+    if (here)
+      each_column<V, M>(d, [&](int i, int j) {
+        float ea = to_float(e.at[i].e[j]) * to_float(a.at[i].e[j]);
+        dw[i][j] += ea * r;
+        mean += ea * to_float(weight.at[i].e[j]);
+      });
+    float back = r * r * (row_sum(mean) / (float)d);
+    if (!here) continue;
+    e.pack(), a.pack(), weight.pack();
+    each_column<V, M>(d, [&](int i, int j) {
+      float own = to_float(weight.at[i].e[j]) * to_float(e.at[i].e[j]);
+      from_float(g.at[i].e[j],
+                 to_float(g.at[i].e[j]) + r * (own - to_float(a.at[i].e[j]) * back));
+    });
+    g.put(dx + t * d, d);
   }
-  float r = rstd[t], back = r * r * (block_sum(mean) / (float)d);
-  for (int64_t c = threadIdx.x * V; c < d; c += blockDim.x * V) {
-    load(e, dy + c);
-    load(a, x + c);
-    load(b, w + c);
-    load(g, dx + c);
-#pragma unroll
-    for (int j = 0; j < V; j++) g[j] += r * (b[j] * e[j] - a[j] * back);
-    store(dx + c, g);
-  }
+  put_sums(part, dw, 0, d, d);
 }
-
-// A token's share of dw.
-template <int V, class T>
-struct norm_weight {
-  const T *dy, *x;
-  const float *rstd;
-  int64_t d;
-  __device__ void operator()(int64_t t, int64_t c, float (&v)[V]) const {
-    float a[V], r = rstd[t];
-    load(v, dy + t * d + c);
-    load(a, x + t * d + c);
-#pragma unroll
-    for (int j = 0; j < V; j++) v[j] *= a[j] * r;
-  }
-};
 
 template <int V, class T>
 __global__ void activate(T *a, const T *gu, float m, int64_t n, int64_t F) {
@@ -124,8 +117,11 @@ void sk_cuda_rmsnorm(sk_stream *s, void *y, float *rstd, void *sum, const void *
       [&](auto tag, auto v) {
         typedef SK_TYPE(tag) T;
         constexpr int V = SK_NUMBER(v);
-        norm<V><<<(unsigned)n, row_threads(d / V), 0, sk_cuda_stream(s)>>>(
-            (T *)y, rstd, (T *)sum, (const T *)x, (const T *)res, (const T *)w, d, eps);
+        row_shape r = shape_of_rows<V>(d);
+        by_accesses<V>(r, [&](auto m) {
+          norm<SK_NUMBER(m), V><<<(unsigned)up(n, r.block.y), r.block, 0, sk_cuda_stream(s)>>>(
+              (T *)y, rstd, (T *)sum, (const T *)x, (const T *)res, (const T *)w, n, d, eps);
+        });
       });
   SK_CUDA(cudaGetLastError());
 }
@@ -141,10 +137,15 @@ void sk_cuda_rmsnorm_grad(sk_stream *s, void *dx, float *dw, const void *dy, con
       [&](auto tag, auto v) {
         typedef SK_TYPE(tag) T;
         constexpr int V = SK_NUMBER(v);
-        norm_grad<V><<<(unsigned)n, row_threads(d / V), 0, sk_cuda_stream(s)>>>(
-            (T *)dx, (const T *)dy, (const T *)x, rstd, (const T *)w, d);
+        row_shape r = shape_of_rows<V>(d);
+        cut k = cut_rows(n, d, r);
+        float *part = (float *)sk_cuda_scratch(s, (size_t)(k.count * d) * sizeof *part);
+        by_accesses<V>(r, [&](auto m) {
+          norm_grad<SK_NUMBER(m), V><<<(unsigned)k.count, r.block, 0, sk_cuda_stream(s)>>>(
+              (T *)dx, part, (const T *)dy, (const T *)x, rstd, (const T *)w, n, d, k.size);
+        });
         SK_CUDA(cudaGetLastError());
-        sum_tokens<V>(s, dw, norm_weight<V, T>{(const T *)dy, (const T *)x, rstd, d}, n, d, 1);
+        launch_add_parts(s, dw, part, k.count, d, 1);
       });
 }
 

@@ -33,11 +33,13 @@ libsaker_a_SOURCES += \
   kernels/cuda_mma.h \
   kernels/cuda_norm.cu \
   kernels/cuda_range.c \
+  kernels/cuda_row.h \
   kernels/cuda_share.c \
   kernels/cuda_ssd.cu \
   kernels/cuda_ssd.h \
   kernels/cuda_ssd_grad.cu \
-  kernels/cuda_ssd_plain.h
+  kernels/cuda_ssd_plain.h \
+  kernels/cuda_wgmma.h
 else
 libsaker_a_SOURCES += kernels/cuda_none.c
 endif

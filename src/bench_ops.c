@@ -316,7 +316,7 @@ static void run_xent(void *arg) { /* p: logits, stats, label, loss, dlogits */
 /* A slice of the loss as in head.c. */
 static int64_t slice_stride(const bench *k) { return (k->m->vocab_size + 63) / 64 * 64; }
 static int64_t slice_tokens(const bench *k) {
-  int64_t n = (128 << 20) / k->m->vocab_size;
+  int64_t n = ((128 << 20) / k->m->vocab_size + 64) / 128 * 128;
   return n < 1 ? 1 : n < k->n ? n : k->n;
 }
 

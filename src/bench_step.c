@@ -12,6 +12,7 @@ typedef struct state {
   sk_grid grid;
   sk_timer timer;
   int32_t *ids, *label, *start;
+  bool branches; /* they run on two streams */
   int64_t n; /* tokens of this rank's copy of the model per step */
 } state;
 
@@ -70,8 +71,9 @@ static double measure(sk_bench *b, state *s) {
 
 enum { LINES = 128 };
 
-/* One more step under the trace. *gemm_pct: the matrix products' share of the ops' time. */
-static json_t *breakdown(sk_bench *b, state *s, double seconds, double *gemm_pct) {
+/* One more step under the trace, with one stream. branch[2]: seconds of the mixers' attention and Mamba.
+ * *gemm_pct: the matrix products' share of the ops' time. */
+static json_t *breakdown(sk_bench *b, state *s, double seconds, double branch[2], double *gemm_pct) {
   sk_ctx *c = &s->engine.ctx;
   sk_trace_line line[LINES];
   sk_timer timer;
@@ -86,9 +88,13 @@ static json_t *breakdown(sk_bench *b, state *s, double seconds, double *gemm_pct
   sk_trace_close();
   c->op = op;
   c->timer = NULL;
+  branch[0] = branch[1] = 0;
   for (int i = 0; i < n; i++) {
+    int forward = line[i].section % SK_T_BACKWARD; /* the same section's, or that of its forward pass */
     sum += line[i].seconds;
     if (strncmp(line[i].op, "gemm", 4) == 0) gemm += line[i].seconds;
+    if (line[i].section < SK_T_TP && forward == SK_T_ATTENTION) branch[0] += line[i].seconds;
+    if (line[i].section < SK_T_TP && forward == SK_T_MAMBA) branch[1] += line[i].seconds;
   }
   *gemm_pct = sum > 0 ? 100 * gemm / sum : 0;
   sk_say("\n%-20s %-16s %6s %10s %6s %9s", "section", "op", "calls", "ms", "%", "TFLOP/s");
@@ -112,9 +118,11 @@ static double peak_gib(const sk_engine *g) {
   return used ? (double)used / (1 << 30) : sk_peak_gib();
 }
 
-static void report(sk_bench *b, state *s, double seconds) {
+/* seconds[0]: a step with the branches one after the other, [1]: on two streams. */
+static void report(sk_bench *b, state *s, const double each[2]) {
   const sk_config *c = b->cfg;
   const sk_engine *g = &s->engine;
+  double seconds = each[1], branch[2];
   double tokens = (double)(c->train.global_batch * c->data.sequence), T = (double)c->data.sequence;
   double flops = 3 * sk_model_flops(c, (int64_t)T) * tokens / seconds, gib = peak_gib(g);
   const char *device = g->ctx.op->describe(g->ctx.dev);
@@ -137,8 +145,16 @@ static void report(sk_bench *b, state *s, double seconds) {
   json_object_set_new(o, "model_tflops", json_real(1e-12 * flops));
   json_object_set_new(o, "peak_gib", json_real(gib));
   double gemm_pct;
-  json_object_set_new(o, "ops", breakdown(b, s, seconds, &gemm_pct));
+  json_object_set_new(o, "ops", breakdown(b, s, seconds, branch, &gemm_pct));
   json_object_set_new(o, "gemm_pct", json_real(gemm_pct));
+  if (s->branches) {
+    double hidden = each[0] - each[1];
+    sk_say("\nA mixer's branches, ms per step: attention %.1f and Mamba %.1f alone, %.1f together, %.1f hidden",
+           1e3 * branch[0], 1e3 * branch[1], 1e3 * (branch[0] + branch[1] - hidden), 1e3 * hidden);
+    json_object_set_new(o, "branches", json_pack("{s:f, s:f, s:f, s:f}", "attention_ms", 1e3 * branch[0], "mamba_ms",
+                                                 1e3 * branch[1], "together_ms",
+                                                 1e3 * (branch[0] + branch[1] - hidden), "hidden_ms", 1e3 * hidden));
+  }
   if (!b->results) json_decref(o);
   sk_timer_print(&s->timer, s->grid.world);
 }
@@ -153,7 +169,14 @@ int sk_bench_step(sk_bench *b, sk_err *e) {
                      c->data.sequence, e) == SK_OK) {
     random_tokens(&s, c);
     sk_engine_init(&s.engine);
-    report(b, &s, measure(b, &s));
+    double seconds[2] = {0, measure(b, &s)};
+    sk_ctx *ctx = &s.engine.ctx;
+    sk_stream *second = ctx->branch ? ctx->branch->st : NULL;
+    s.branches = second != NULL;
+    if (second) ctx->branch->st = ctx->st; /* from here on one after the other */
+    seconds[0] = second ? measure(b, &s) : seconds[1];
+    report(b, &s, seconds);
+    if (second) ctx->branch->st = second;
     sk_engine_close(&s.engine);
   }
   sk_free(s.ids);

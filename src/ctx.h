@@ -21,6 +21,13 @@ typedef struct sk_wgrad_queue {
   int n, cap;
 } sk_wgrad_queue;
 
+/* A second stream, on which one branch of a mixer runs beside the other, with scratch of its own. */
+typedef struct sk_branch {
+  sk_stream *st;
+  sk_arena scratch; /* part of the context's */
+  sk_event *fork, *join;
+} sk_branch;
+
 typedef struct sk_ctx {
   const sk_ops *op;
   sk_device *dev;
@@ -37,6 +44,7 @@ typedef struct sk_ctx {
   const sk_comm_ops *comm;
   sk_group *tp, *cp; /* not NULL when the line has more than one rank */
   int n_tp, tp_rank, n_cp, cp_rank;
+  sk_branch *branch; /* NULL: a mixer's branches run one after the other */
   struct sk_optim *opt; /* not NULL: a bucket's weights may still be on their way (sk_optim_need) */
   sk_timer *timer; /* NULL: not measured */
 } sk_ctx;

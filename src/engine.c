@@ -105,6 +105,8 @@ static int measure(sk_engine *g, const sk_ops *target, sk_dtype act, size_t byte
   for (int i = 0; i < SK_PART_SAVED; i++) sk_arena_plan(&g->part[i], sk_part_name[i]);
   sk_arena_plan(&g->redo, sk_part_name[SK_PART_REDO]);
   sk_arena_plan(&c->scratch, sk_part_name[SK_PART_SCRATCH]);
+  sk_arena_plan(&g->branch.scratch, sk_part_name[SK_PART_SCRATCH]);
+  c->branch = g->train && sk_device_branches(target, c->n_cp) ? &g->branch : NULL;
   bind(g);
   bytes[SK_PART_SAVED] = 0;
   for (int i = 0; i < g->model.n_chunks; i++) {
@@ -116,7 +118,7 @@ static int measure(sk_engine *g, const sk_ops *target, sk_dtype act, size_t byte
   }
   for (int i = 0; i < SK_PART_SAVED; i++) bytes[i] = g->part[i].peak;
   bytes[SK_PART_REDO] = g->redo.peak;
-  bytes[SK_PART_SCRATCH] = c->scratch.peak;
+  bytes[SK_PART_SCRATCH] = c->scratch.peak + g->branch.scratch.peak;
   c->op->stream_destroy(c->st);
   c->op->close(c->dev);
   c->dev = NULL;
@@ -259,6 +261,27 @@ static void show_plan(const size_t bytes[SK_PARTS], size_t total, sk_err *e) {
                              sk_bytes((double)bytes[i]));
 }
 
+/* The second stream's scratch is the end of the first one's, of the size that measure() found. */
+static void open_branch(sk_engine *g) {
+  sk_ctx *c = &g->ctx;
+  sk_arena *a = &g->branch.scratch;
+  if (!c->branch) return;
+  a->size = a->peak;
+  a->used = a->peak = 0;
+  c->scratch.size -= a->size;
+  a->base = c->scratch.base + c->scratch.size;
+  g->branch.st = c->op->stream_create(c->dev);
+  g->branch.fork = c->op->event_create(c->dev);
+  g->branch.join = c->op->event_create(c->dev);
+}
+
+static void close_branch(sk_engine *g) {
+  if (!g->branch.st) return;
+  g->ctx.op->stream_destroy(g->branch.st);
+  g->ctx.op->event_destroy(g->branch.fork);
+  g->ctx.op->event_destroy(g->branch.join);
+}
+
 static void allocate(sk_engine *g, const size_t bytes[SK_PARTS], const size_t *slot, sk_err *e) {
   sk_ctx *c = &g->ctx;
   for (int i = 0; i < SK_PART_SAVED && !e->code; i++)
@@ -268,6 +291,7 @@ static void allocate(sk_engine *g, const size_t bytes[SK_PARTS], const size_t *s
   if (!e->code) sk_arena_alloc(&g->redo, c->op, c->dev, sk_part_name[SK_PART_REDO], bytes[SK_PART_REDO], e);
   if (!e->code)
     sk_arena_alloc(&c->scratch, c->op, c->dev, sk_part_name[SK_PART_SCRATCH], bytes[SK_PART_SCRATCH], e);
+  if (!e->code) open_branch(g);
   if (e->code) show_plan(bytes, c->op->total(c->dev), e);
 }
 
@@ -313,6 +337,7 @@ void sk_engine_close(sk_engine *g) {
     for (int i = 0; i < g->n_slots; i++) sk_arena_free(&g->slot[i].saved, c->op, c->dev);
     sk_arena_free(&g->redo, c->op, c->dev);
     sk_arena_free(&c->scratch, c->op, c->dev);
+    close_branch(g);
     c->op->stream_destroy(c->st);
     c->op->close(c->dev);
   }

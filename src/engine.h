@@ -35,6 +35,7 @@ typedef struct sk_engine {
   sk_ring ring[SK_NMSGS];
   sk_arena part[SK_PART_SAVED]; /* weights .. batch; the slots, redo and scratch are apart */
   sk_arena redo;
+  sk_branch branch;             /* c->branch points here where it is used */
   int32_t *host;                /* [4][b*T] a micro-batch on its way to the device */
   double *loss;                 /* one double on the device: the step's sum so far */
 } sk_engine;

@@ -8,10 +8,11 @@ void sk_model_logits(sk_model *m, sk_ctx *c, float *logits, int64_t ld, const vo
               d, 0, logits, ld, SK_F32);
 }
 
-/* Tokens per slice of the loss: the logits of a slice take at most 512 MiB. A slice's weight gradient reads and
+/* Tokens per slice of the loss: the logits of a slice take about 512 MiB. A slice's weight gradient reads and
  * writes the whole matrix, so short slices are slow. The same on all tp ranks. */
 static int64_t slice_tokens(int64_t n, int64_t vocab, int tp) {
   int64_t k = (128 << 20) / ((vocab + tp - 1) / tp);
+  if (k >= 128) k = (k + 64) / 128 * 128; /* a whole number of the products' tiles */
   return k < 1 ? 1 : k < n ? k : n;
 }
 

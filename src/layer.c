@@ -58,6 +58,35 @@ void sk_norm_backward(sk_ctx *c, int w, int64_t n, int64_t d, const sk_norm_save
   sk_timer_end(c->timer);
 }
 
+/* ---- two branches ---- */
+
+/* The context for the attention of a mixer with both branches: on the second stream, where there is one, behind
+ * what c's stream has by now. */
+static sk_ctx *fork_branch(sk_ctx *c, sk_ctx *side, bool both) {
+  if (!c->branch || !both) return c;
+  *side = *c;
+  side->st = c->branch->st;
+  side->scratch = c->branch->scratch;
+  c->op->record(c->branch->fork, c->st);
+  c->op->wait(side->st, c->branch->fork);
+  return side;
+}
+
+/* The second stream waits for c's once more. */
+static void follow(sk_ctx *c, const sk_ctx *a) {
+  if (a == c) return;
+  c->op->record(c->branch->fork, c->st);
+  c->op->wait(a->st, c->branch->fork);
+}
+
+/* Later work on c's stream finds the branch's done. */
+static void join_branch(sk_ctx *c, const sk_ctx *a) {
+  if (a == c) return;
+  c->op->record(c->branch->join, a->st);
+  c->op->wait(c->st, c->branch->join);
+  c->branch->scratch.peak = a->scratch.peak;
+}
+
 /* ---- forward ---- */
 
 static void mixer_forward(sk_ctx *c, const sk_layer *l, const sk_tokens_here *t, sk_layer_saved *s, void *out,
@@ -66,14 +95,18 @@ static void mixer_forward(sk_ctx *c, const sk_layer *l, const sk_tokens_here *t,
   sk_mamba_cache *mc = cache ? &cache->mamba : NULL;
   sk_mamba_flight mf;
   sk_attention_flight af;
+  sk_ctx side;
   const void *u = sk_gather(c, &c->scratch, s->n1.u, t, l->d);
   void *part = sk_partial(c, out, t, l->d);
+  sk_ctx *a = fork_branch(c, &side, mamba && attention);
   /* The exchanges of one branch run beside the work of the other. */
   if (mamba) sk_mamba_begin(c, &l->mamba, t, &s->mamba, &mf, u);
-  if (attention) sk_attention_begin(c, &l->attention, t, &s->attention, &af, u, cache ? &cache->attention : NULL);
+  if (attention) sk_attention_begin(a, &l->attention, t, &s->attention, &af, u, cache ? &cache->attention : NULL);
   if (mamba) sk_mamba_middle(c, &l->mamba, t, &s->mamba, &mf, mc);
-  if (attention) sk_attention_end(c, &l->attention, t, &s->attention, &af, part, 0);
-  if (mamba) sk_mamba_end(c, &l->mamba, t, &s->mamba, &mf, part, attention, mc);
+  if (attention) sk_attention_end(a, &l->attention, t, &s->attention, &af, part, 0);
+  if (mamba) sk_mamba_end(c, &l->mamba, t, &s->mamba, &mf, mc);
+  join_branch(c, a);
+  if (mamba) sk_mamba_out(c, &l->mamba, t, &s->mamba, part, attention);
   sk_scatter(c, out, part, t, l->d);
   if (mamba) sk_linear_bias(c, &l->mamba.out, out, t->n_local);
   if (attention) sk_linear_bias(c, &l->attention.o, out, t->n_local);
@@ -149,21 +182,26 @@ static void mixer_backward(sk_ctx *c, const sk_layer *l, const sk_tokens_here *t
   const bool mamba = l->mixer != '*', attention = l->mixer != 'M';
   sk_mamba_flight mf;
   sk_attention_flight af;
+  sk_ctx side;
   norm_again(c, l->norm1, l->eps, t->n_local, l->d, &s->n1);
   sk_gathering u = sk_gather_begin(c, sk_until_wgrad(c), s->n1.u, t, l->d);
   const void *dout = outputs_grad(c, t, l->d, dh);
   void *part = sk_partial(c, du, t, l->d);
   if (mamba) sk_linear_bias_grad(c, &l->mamba.out, dh, t->n_local);
   if (attention) sk_linear_bias_grad(c, &l->attention.o, dh, t->n_local);
-  if (attention) sk_attention_back_begin(c, &l->attention, t, &s->attention, &af);
+  sk_ctx *a = fork_branch(c, &side, mamba && attention);
+  if (attention) sk_attention_back_begin(a, &l->attention, t, &s->attention, &af);
   if (mamba) sk_mamba_back_begin(c, &l->mamba, t, &s->mamba, &mf, dout);
-  if (attention) sk_attention_back_core(c, &l->attention, t, &s->attention, &af, dout);
+  if (attention) sk_attention_back_core(a, &l->attention, t, &s->attention, &af, dout);
   if (mamba) sk_mamba_back_core(c, &l->mamba, t, &s->mamba, &mf);
-  if (attention) sk_attention_back_end(c, &l->attention, t, &af, part, 0);
+  if (attention) sk_attention_back_end(a, &l->attention, t, &af, part, 0);
+  join_branch(c, a);
   if (mamba) sk_mamba_back_end(c, &l->mamba, t, &mf, part, attention);
   const void *u_all = sk_gather_end(c, &u);
-  if (attention) sk_attention_wgrad(c, &l->attention, t, &af, u_all);
+  if (c->n_tp > 1) follow(c, a); /* u_all has come */
+  if (attention) sk_attention_wgrad(a, &l->attention, t, &af, u_all);
   if (mamba) sk_mamba_wgrad(c, &l->mamba, t, &mf, u_all);
+  join_branch(c, a);
   sk_scatter(c, du, part, t, l->d);
 }
 

@@ -222,7 +222,7 @@ void sk_mamba_middle(sk_ctx *c, const sk_mamba *m, const sk_tokens_here *t, sk_m
 }
 
 void sk_mamba_end(sk_ctx *c, const sk_mamba *m, const sk_tokens_here *t, sk_mamba_saved *s,
-                  sk_mamba_flight *f, void *out, double beta, sk_mamba_cache *cache) {
+                  sk_mamba_flight *f, sk_mamba_cache *cache) {
   sk_timer_begin(c->timer, SK_T_MAMBA);
   s->y = sk_take_act(c, c->saved, t->n * m->ds);
   s->rstd = sk_take_f32(c->saved, t->n * m->G);
@@ -235,6 +235,12 @@ void sk_mamba_end(sk_ctx *c, const sk_mamba *m, const sk_tokens_here *t, sk_mamb
     cache->state[1] = old;
   }
   gate(c, m, t, s);
+  sk_timer_end(c->timer);
+}
+
+void sk_mamba_out(sk_ctx *c, const sk_mamba *m, const sk_tokens_here *t, const sk_mamba_saved *s, void *out,
+                  double beta) {
+  sk_timer_begin(c->timer, SK_T_MAMBA);
   sk_linear_forward(c, &m->out, out, beta, s->gated, t->n);
   sk_timer_end(c->timer);
 }

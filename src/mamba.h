@@ -56,9 +56,12 @@ void sk_mamba_begin(sk_ctx *c, const sk_mamba *m, const sk_tokens_here *t, sk_ma
 /* 2. conv, dt; starts the exchange of states. cache: NULL in training. */
 void sk_mamba_middle(sk_ctx *c, const sk_mamba *m, const sk_tokens_here *t, sk_mamba_saved *s,
                      sk_mamba_flight *f, sk_mamba_cache *cache);
-/* 3. out[n,d] = beta * out + out_proj(gate(SSD)), without out_proj's bias; a partial sum under tp. */
+/* 3. SSD and gate. */
 void sk_mamba_end(sk_ctx *c, const sk_mamba *m, const sk_tokens_here *t, sk_mamba_saved *s,
-                  sk_mamba_flight *f, void *out, double beta, sk_mamba_cache *cache);
+                  sk_mamba_flight *f, sk_mamba_cache *cache);
+/* 4. out[n,d] = beta * out + out_proj(gated), without out_proj's bias; a partial sum under tp. */
+void sk_mamba_out(sk_ctx *c, const sk_mamba *m, const sk_tokens_here *t, const sk_mamba_saved *s, void *out,
+                  double beta);
 
 /* Backward: 1. from dout[n,d] to the SSD's output; starts the exchange of the states' gradients. 2. SSD and
  * conv; starts the exchange of the halo's gradient. 3. du[n,d] = beta * du + gradient. 4. weight gradients of

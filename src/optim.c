@@ -212,6 +212,28 @@ double sk_optim_norm(sk_optim *o, sk_ctx *c, MPI_Comm zero, MPI_Comm model, int 
 
 /* ---- update, weights to all ---- */
 
+/* Elements from .. to-1 of my slice of a bucket with the same learning rate and decay. */
+typedef struct run {
+  int64_t from, to;
+  double lr, wd;
+} run;
+
+/* The next run of my slice of bucket b at or after parameter *i; false: there is none. */
+static bool next_run(const sk_ctx *c, const sk_config *cfg, const sk_bucket *b, int64_t lo, int64_t hi, double lr, int *i,
+                     run *r) {
+  *r = (run){0};
+  for (; *i < b->param0 + b->n_params; ++*i) {
+    const sk_param *p = &c->reg->p[*i];
+    int64_t from = p->offset > lo ? p->offset : lo, to = p->offset + p->count < hi ? p->offset + p->count : hi;
+    double rate = lr * p->lr_mult, wd = p->decay ? cfg->optimizer.weight_decay * p->wd_mult : 0;
+    if (from >= to) continue;
+    bool more = r->to == from && r->lr == rate && r->wd == wd;
+    if (r->to && !more) break;
+    *r = (run){more ? r->from : from, to, rate, wd};
+  }
+  return r->to > 0;
+}
+
 void sk_optim_update(sk_optim *o, sk_ctx *c, const sk_config *cfg, int64_t t, double lr, double gscale) {
   const double *beta = cfg->optimizer.betas;
   sk_timer_begin(c->timer, SK_T_OPTIMIZER);
@@ -219,17 +241,13 @@ void sk_optim_update(sk_optim *o, sk_ctx *c, const sk_config *cfg, int64_t t, do
     const sk_bucket *b = &c->reg->bucket[k];
     int64_t lo, hi, state = sk_optim_slice(o, k, &lo, &hi);
     float *master = sk_optim_master(o, c, k);
-    for (int i = b->param0; i < b->param0 + b->n_params; i++) {
-      const sk_param *p = &c->reg->p[i];
-      int64_t from = p->offset > lo ? p->offset : lo;
-      int64_t to = p->offset + p->count < hi ? p->offset + p->count : hi;
-      if (from >= to) continue;
-      sk_adamw a = {.lr = lr * p->lr_mult, .beta1 = beta[0], .beta2 = beta[1], .eps = cfg->optimizer.eps,
-                    .wd = p->decay ? cfg->optimizer.weight_decay * p->wd_mult : 0, .gscale = gscale,
-                    .bias1 = 1 - pow(beta[0], (double)t), .bias2 = 1 - pow(beta[1], (double)t)};
-      int64_t s = state + from - lo;
-      c->op->adamw(c->st, o->master ? sk_at(c, c->weights, from) : NULL, master + (from - lo), o->m + s,
-                   o->v + s, c->grads + from, to - from, &a);
+    run r;
+    for (int i = b->param0; next_run(c, cfg, b, lo, hi, lr, &i, &r);) {
+      sk_adamw a = {.lr = r.lr, .beta1 = beta[0], .beta2 = beta[1], .eps = cfg->optimizer.eps, .wd = r.wd,
+                    .gscale = gscale, .bias1 = 1 - pow(beta[0], (double)t), .bias2 = 1 - pow(beta[1], (double)t)};
+      int64_t s = state + r.from - lo;
+      c->op->adamw(c->st, o->master ? sk_at(c, c->weights, r.from) : NULL, master + (r.from - lo), o->m + s,
+                   o->v + s, c->grads + r.from, r.to - r.from, &a);
     }
   }
   sk_timer_end(c->timer);
