@@ -26,12 +26,14 @@ ok $? "every line has its comment" || say_log log
 # --- a chain of local jobs ---
 small_run && sed -i 's/kind: cosine/kind: constant/; s/, valid: \[[^]]*\]//' deck.yaml
 ok $? "data and deck"
-steps=240
+steps=400
 set -- --set train.steps=$steps --set checkpoint.every=6
+begin=$SECONDS
 ranks 2 train -i deck.yaml --set run.dir=straight "$@"
 ok $? "a straight run of $steps steps"
+limit=$(((SECONDS - begin + 2) / 3)) # seconds for a job: a third of it, however fast the machine is
 unset SAKER_SITE SAKER_TRIES
-"$scripts"/chain.sh 2 deck.yaml "$dir/run" "$@" --max-time 5 >chain.log 2>&1 &
+"$scripts"/chain.sh 2 deck.yaml "$dir/run" "$@" --max-time "$limit" >chain.log 2>&1 &
 chain=$!
 killed=0
 for _ in $(seq 3000); do # in a job after the first, when it has got on; however fast or slow the machine is
