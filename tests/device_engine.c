@@ -96,7 +96,8 @@ static void compare(sk_config *c, const batch *k, const char *name) {
               half ? "bf16" : "fp32", name, STEPS, gpu.loss[0], gpu.loss[STEPS - 1], worst, limit);
     double grads = distance(gpu.grads, cpu.grads, cpu.n),
            weights = distance(gpu.weights, cpu.weights, cpu.n);
-    // bf16: each of some dozen roundings on the way adds 2e-3 or so.
+    // bf16: each of some dozen roundings on the way adds 2e-3 or so; Hugging Face's own bf16 gradients are 3e-2 to
+    // 3e-1 off (tests/ref/hf_bf16.txt).
     device_ok(grads <= (half ? 5e-2 : 1e-5), "%s %s: gradients, error %.2g", half ? "bf16" : "fp32",
               name, grads);
     device_ok(weights <= (half ? 2e-2 : 1e-4), "%s %s: weights, error %.2g", half ? "bf16" : "fp32",
