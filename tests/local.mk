@@ -3,6 +3,7 @@
 noinst_PROGRAMS += tests/golden.1
 check_PROGRAMS += \
   tests/ckpt.1 tests/ckpt.2 tests/ckpt.3 \
+  tests/ckpt_keep.1 tests/ckpt_keep.2 tests/ckpt_keep.3 \
   tests/comm.1 tests/comm.2 tests/comm.3 tests/comm.4 \
   tests/comm_count.8 \
   tests/config.1 tests/config.2 \
@@ -18,7 +19,7 @@ check_PROGRAMS += \
   tests/layout.1 \
   tests/model.1 \
   tests/nan.8 \
-  tests/ops.1 \
+  tests/ops.1 tests/ops_attention.1 \
   tests/optim.1 \
   tests/ops_mamba.1 \
   tests/parity.8 \
@@ -34,9 +35,12 @@ check_PROGRAMS += \
   tests/timeline.3 \
   tests/transport.2 tests/transport.3
 
-tests_ckpt_1_SOURCES = tests/ckpt.c tests/tap.h
+tests_ckpt_1_SOURCES = tests/ckpt.c tests/ckpt_case.h tests/tap.h
 tests_ckpt_2_SOURCES = $(tests_ckpt_1_SOURCES)
 tests_ckpt_3_SOURCES = $(tests_ckpt_1_SOURCES)
+tests_ckpt_keep_1_SOURCES = tests/ckpt_keep.c tests/ckpt_case.h tests/tap.h
+tests_ckpt_keep_2_SOURCES = $(tests_ckpt_keep_1_SOURCES)
+tests_ckpt_keep_3_SOURCES = $(tests_ckpt_keep_1_SOURCES)
 tests_comm_1_SOURCES = tests/comm.c tests/tap.h
 tests_comm_2_SOURCES = $(tests_comm_1_SOURCES)
 tests_comm_3_SOURCES = $(tests_comm_1_SOURCES)
@@ -68,6 +72,7 @@ tests_model_1_SOURCES = tests/model.c tests/small_model.h tests/tap.h
 tests_nan_8_SOURCES = tests/nan.c tests/on_grid.h tests/small_model.h tests/tap.h
 tests_optim_1_SOURCES = tests/optim.c tests/small_model.h tests/tap.h
 tests_ops_1_SOURCES = tests/ops.c tests/ops_check.h tests/ref_ops.c tests/ref_ops.h tests/tap.h
+tests_ops_attention_1_SOURCES = tests/ops_attention.c tests/ops_check.h tests/ref_ops.c tests/ref_ops.h tests/tap.h
 tests_ops_mamba_1_SOURCES = tests/ops_mamba.c tests/ops_check.h tests/ref_mamba.c tests/ref_mamba.h \
   tests/tap.h
 tests_parity_8_SOURCES = tests/parity.c tests/parity.h tests/parity_cases.c tests/parity_run.c \

@@ -14,6 +14,21 @@ static uint64_t g_count; // of random numbers drawn
 
 static const double LIMIT = 1e-5; // max|got - want| / max|want|
 
+// Collective. MPI, the device and a stream, in the global variables; and their end, with the exit status.
+static void ops_start(int *argc, char ***argv) {
+  sk_err e = {0};
+  tap_init(argc, argv);
+  g_dev = g_op->open(0, SK_F32, &e);
+  SK_CHECK(g_dev, "%s", e.msg);
+  g_stream = g_op->stream_create(g_dev);
+}
+
+static int ops_stop(void) {
+  g_op->stream_destroy(g_stream);
+  g_op->close(g_dev);
+  return tap_done();
+}
+
 // ---- matrices: the kernel's rows of stride ld and the reference's dense doubles ----
 
 typedef struct mat {
@@ -69,6 +84,18 @@ static void drop(mat *m) {
     mat *all_[] = {__VA_ARGS__};                                               \
     for (size_t i_ = 0; i_ < sizeof all_ / sizeof *all_; i_++) drop(all_[i_]); \
   } while (0)
+
+// A hash of all bits of n matrices, padding too, that goes on from `hash`.
+static uint64_t hash_bits(uint64_t hash, const mat *const m[], int n) {
+  for (int k = 0; k < n; k++) {
+    for (int64_t i = 0; i < m[k]->rows * m[k]->ld; i++) {
+      uint32_t u;
+      memcpy(&u, &m[k]->f[i], sizeof u);
+      hash = sk_rand(hash, u);
+    }
+  }
+  return hash;
+}
 
 SK_PRINTF(2, 3) static void close_to_ref(const mat *m, const char *fmt, ...) {
   char what[200];

@@ -478,17 +478,6 @@ static void test_gates(void) {
 
 // ---- threads ----
 
-static uint64_t hash_bits(uint64_t hash, const mat *const *m, int count) {
-  for (int k = 0; k < count; k++) {
-    for (int64_t i = 0; i < m[k]->rows * m[k]->ld; i++) {
-      uint32_t u;
-      memcpy(&u, &m[k]->f[i], sizeof u);
-      hash = sk_rand(hash, u);
-    }
-  }
-  return hash;
-}
-
 // One hash of all outputs' bits of all ops; b sequences of 300 tokens.
 static uint64_t bits_with(int threads, int64_t b, uint64_t draw) {
   omp_set_num_threads(threads);
@@ -531,11 +520,7 @@ static void test_threads(void) {
 }
 
 int main(int argc, char **argv) {
-  tap_init(&argc, &argv);
-  sk_err e = {0};
-  g_dev = g_op->open(0, SK_F32, &e);
-  SK_CHECK(g_dev, "%s", e.msg);
-  g_stream = g_op->stream_create(g_dev);
+  ops_start(&argc, &argv);
   conv_gradient(4, 9, -9, 4);
   conv_gradient(5, 3, -2, 0);
   test_convs();
@@ -544,7 +529,5 @@ int main(int argc, char **argv) {
   test_dts();
   test_gates();
   test_threads();
-  g_op->stream_destroy(g_stream);
-  g_op->close(g_dev);
-  return tap_done();
+  return ops_stop();
 }

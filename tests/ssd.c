@@ -489,15 +489,6 @@ static void test_decay(bool mixed) {
 
 // ---- threads ----
 
-static uint64_t hash_bits(uint64_t hash, const mat *m) {
-  for (int64_t i = 0; i < m->rows * m->ld; i++) {
-    uint32_t u;
-    memcpy(&u, &m->f[i], sizeof u);
-    hash = sk_rand(hash, u);
-  }
-  return hash;
-}
-
 // One hash of all outputs' bits.
 static uint64_t bits_with(int threads, sk_ssd_dims d, uint64_t draw) {
   omp_set_num_threads(threads);
@@ -506,10 +497,9 @@ static uint64_t bits_with(int threads, sk_ssd_dims d, uint64_t draw) {
   forward(&c);
   backward(&c);
   const mat *const out[] = {&c.y, &c.Sf, &c.dxbc, &c.ddt, &c.dA_log, &c.dD, &c.dS0};
-  uint64_t hash = 0;
-  for (int i = 0; i < 7; i++) hash = hash_bits(hash, out[i]);
+  uint64_t hash = hash_bits(0, out, 7);
   ssd_parts p = parts_open(&c);
-  hash = hash_bits(hash_bits(hash_bits(hash, &p.F), &p.dF), &p.keep);
+  hash = hash_bits(hash, (const mat *const[]){&p.F, &p.dF, &p.keep}, 3);
   parts_close(&p);
   ssd_close(&c);
   return hash;
@@ -532,11 +522,7 @@ static void test_threads(void) {
 }
 
 int main(int argc, char **argv) {
-  tap_init(&argc, &argv);
-  sk_err e = {0};
-  g_dev = g_op->open(0, SK_F32, &e);
-  SK_CHECK(g_dev, "%s", e.msg);
-  g_stream = g_op->stream_create(g_dev);
+  ops_start(&argc, &argv);
   for (int layout = 0; layout < LAYOUTS; layout += 2) test_reference(layout);
   test_chunk_lengths();
   test_real((sk_ssd_dims){.b = 1, .T = 301, .nh = 4, .P = 64, .G = 1, .N = 128, .Q = 128}, BEFORE);
@@ -547,7 +533,5 @@ int main(int argc, char **argv) {
   test_decay(false);
   test_decay(true);
   test_threads();
-  g_op->stream_destroy(g_stream);
-  g_op->close(g_dev);
-  return tap_done();
+  return ops_stop();
 }
