@@ -220,7 +220,7 @@ static void train(const sk_config *cfg, const sk_grid *grid, const batch *k, dou
     if (grid->size > 1)
       SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &loss[i], 1, MPI_DOUBLE, MPI_SUM, grid->world));
     if (grid->size > 1) sk_optim_norm(&g.opt, &g.ctx, grid->zero, grid->model, g.model.all.n, &bad);
-    sk_optim_update(&g.opt, &g.ctx, cfg, i + 1, 1e-3, 1);
+    sk_optim_update(&g.opt, &g.ctx, cfg, i + 1, cfg->optimizer.lr, 1);
     sk_optim_gather(&g.opt, &g.ctx);
   }
   grown = (long long)op->used(g.ctx.dev) - (long long)before;
@@ -275,7 +275,7 @@ static void configure(sk_config *c, batch *k) {
   c->parallel.virtual_stages = 1;
   c->train.global_batch = B, c->train.micro_batch = 1;
   c->optimizer.betas[0] = 0.9, c->optimizer.betas[1] = 0.95;
-  c->optimizer.eps = 1e-8, c->optimizer.weight_decay = 0.1;
+  c->optimizer.lr = 1e-3, c->optimizer.eps = 1e-8, c->optimizer.weight_decay = 0.1;
   small_ids(k->ids, B * T, c->model.vocab_size, 3);
   for (int i = 0; i < B * T; i++) {
     k->start[i] = i % T >= 13 ? 13 : 0;
@@ -284,12 +284,14 @@ static void configure(sk_config *c, batch *k) {
 }
 
 // For bf16: a wider model with the same scale of activations. Where the sums of the small one are regrouped over
-// ranks, bf16's roundings alone move the loss of a step by more than 1e-3, whichever grouping is right.
+// ranks, bf16's roundings alone move the loss of a step by more than 1e-3, whichever grouping is right. It learns
+// slowly: in 20 fast steps it would know its few tokens by heart, and a loss near 0 has no digits to compare.
 static void widen(sk_config *c) {
   sk_model_cfg *m = &c->model;
   m->hidden_size = 256, m->intermediate_size = 512, m->head_dim = 64;
   m->mamba_d_ssm = 512, m->mamba_n_heads = 8, m->mamba_d_head = 64, m->mamba_d_state = 64;
   m->initializer_range = 0.06;
+  c->optimizer.lr = 1e-4;
   for (int i = 0; i < c->n_layers; i++) c->layer[i].m = *m;
 }
 
