@@ -234,6 +234,12 @@ static void cpu_cast(sk_stream *s, void *dst, sk_dtype to, const void *src, sk_d
   }
 }
 
+// ---- attention is in cpu_attention.c; nothing is made for a shape ----
+
+static void cpu_attention_ready(sk_device *d, const sk_attn_dims *dims) {
+  (void)d, (void)dims;
+}
+
 // ---- sums over tokens ----
 
 sk_cpu_blocks sk_cpu_cut(int64_t n) {
@@ -306,6 +312,7 @@ const sk_ops sk_cpu_ops = {
     .swiglu_grad = sk_cpu_swiglu_grad,
     .rope = sk_cpu_rope,
     .attention = sk_cpu_attention,
+    .attention_ready = cpu_attention_ready,
     .attention_ws = sk_cpu_attention_ws,
     .attention_grad = sk_cpu_attention_grad,
     .conv = sk_cpu_conv,

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "kernels/cuda.h"
+#include "kernels/cudnn.h"
 
 enum { STAGE = 4 << 20 }; // bytes of one of a stream's two pinned buffers
 
@@ -14,6 +15,7 @@ struct sk_device {
   int index, sms;
   sk_dtype act;
   sk_cuda_blas *blas;
+  sk_cudnn *dnn;  // NULL: without cuDNN, or in fp32
   char text[600]; // describe()
 };
 
@@ -119,19 +121,21 @@ static sk_device *cuda_open(int index, sk_dtype act, sk_err *e) {
   }
   if (check_architecture(index, &p, e) != SK_OK) return NULL;
   sk_device *d = sk_calloc(1, sizeof *d);
-  char blas[80];
+  char blas[80], dnn[200] = "";
   *d = (sk_device){.index = index, .sms = p.multiProcessorCount, .act = act};
   d->blas = sk_cuda_blas_open(blas, sizeof blas);
+  if (act == SK_BF16) d->dnn = sk_cudnn_open(dnn, sizeof dnn);
   SK_CUDA(cudaDriverGetVersion(&driver));
-  snprintf(d->text, sizeof d->text, "GPU %d, %s, %d SMs, %s, %s; CUDA %d.%d, driver for %d.%d, %s",
+  snprintf(d->text, sizeof d->text, "GPU %d, %s, %d SMs, %s, %s; CUDA %d.%d, driver for %d.%d, %s%s",
            index, p.name, d->sms, sk_bytes((double)p.totalGlobalMem),
            act == SK_BF16 ? "bf16" : "fp32", version_major(CUDART_VERSION),
-           version_minor(CUDART_VERSION), version_major(driver), version_minor(driver), blas);
+           version_minor(CUDART_VERSION), version_major(driver), version_minor(driver), blas, dnn);
   return d;
 }
 
 static void cuda_close(sk_device *d) {
   if (!d) return;
+  sk_cudnn_close(d->dnn);
   sk_cuda_blas_close(d->blas);
   sk_free(d);
 }
@@ -250,6 +254,9 @@ int sk_cuda_sms(sk_stream *s) {
 sk_cuda_blas *sk_cuda_blas_of(sk_stream *s) {
   return s->device->blas;
 }
+sk_cudnn *sk_cuda_cudnn_of(sk_stream *s) {
+  return s->device->dnn;
+}
 void *sk_cuda_workspace(sk_stream *s) {
   return s->workspace;
 }
@@ -331,6 +338,18 @@ static void cuda_zero(sk_stream *s, void *p, size_t bytes) {
   if (bytes) SK_CUDA(cudaMemsetAsync(p, 0, bytes, s->stream));
 }
 
+// ---- attention: by cuDNN where there is a plan, by our own kernels otherwise ----
+
+static void cuda_attention_ready(sk_device *d, const sk_attn_dims *dims) {
+  sk_cudnn_ready(d->dnn, dims);
+}
+
+static void cuda_attention(sk_stream *s, const sk_attn_dims *d, void *o, float *lse, const void *q,
+                           const void *k, const void *v, const int32_t *start) {
+  if (sk_cudnn_attention(s->device->dnn, s, d, o, lse, q, k, v)) return;
+  sk_cuda_attention(s, d, o, lse, q, k, v, start);
+}
+
 // ---- the table ----
 
 static const sk_ops ops = {
@@ -385,7 +404,8 @@ static const sk_ops ops = {
     .swiglu = sk_cuda_swiglu,
     .swiglu_grad = sk_cuda_swiglu_grad,
     .rope = sk_cuda_rope,
-    .attention = sk_cuda_attention,
+    .attention = cuda_attention,
+    .attention_ready = cuda_attention_ready,
     .attention_ws = sk_cuda_attention_ws,
     .attention_grad = sk_cuda_attention_grad,
     .conv = sk_cuda_conv,
@@ -408,3 +428,5 @@ static const sk_ops ops = {
 };
 
 const sk_ops *const sk_cuda = &ops;
+
+const char *const sk_cuda_built = "CUDA " SK_CUDA_VERSION " for " SK_CUDA_ARCH;

@@ -45,6 +45,9 @@ sk_cuda_blas *sk_cuda_blas_of(sk_stream *s);
 enum { SK_CUDA_WORKSPACE = 32 << 20 };
 void *sk_cuda_workspace(sk_stream *s);
 
+/* cudnn.h: the other library; NULL without. */
+struct sk_cudnn *sk_cuda_cudnn_of(sk_stream *s);
+
 /* cuda_share.c: pinned memory, and what other processes of the node may use. */
 bool sk_cuda_event_done(sk_event *ev);
 void *sk_cuda_host_alloc(sk_device *d, size_t bytes);

@@ -2,3 +2,4 @@
 #include "kernels/ops.h"
 
 const sk_ops *const sk_cuda = NULL;
+const char *const sk_cuda_built = NULL;

@@ -14,6 +14,7 @@ libsaker_a_SOURCES += \
   kernels/cpu_product.h \
   kernels/cpu_ssd.c kernels/cpu_ssd.h \
   kernels/cpu_ssd_grad.c \
+  kernels/cudnn.h \
   kernels/ops.h \
   kernels/plan.c
 
@@ -42,6 +43,12 @@ libsaker_a_SOURCES += \
   kernels/cuda_wgmma.h
 else
 libsaker_a_SOURCES += kernels/cuda_none.c
+endif
+
+if CUDNN
+libsaker_a_SOURCES += kernels/cuda_cudnn.c kernels/cuda_cudnn.h kernels/cuda_cudnn_graph.c
+else
+libsaker_a_SOURCES += kernels/cudnn_none.c
 endif
 
 # CUDA sources are compiled by nvcc and linked like any object. Their includes are tracked by make alone.

@@ -46,6 +46,7 @@ typedef struct sk_attn_dims {
   int64_t H, KV, hd;          /* query heads, key/value heads (H % KV == 0), head width */
   int64_t ldq, ldk, ldv, ldo; /* row strides; head j is columns j*hd .. (j+1)*hd-1 */
   double scale;               /* hd^-0.5 */
+  bool whole; /* start is known to be 0 throughout, for kernels that know no documents; false is always right */
 } sk_attn_dims;
 
 /* SSD (section 3). x | B | C of a token lie in one row of stride ld (the conv's output). */
@@ -204,6 +205,9 @@ typedef struct sk_ops {
    * (position q0+i) sees keys start[i] <= j <= q0+i; here start counts from key 0, so it is >= 0. */
   void (*attention)(sk_stream *, const sk_attn_dims *, void *o, float *lse, const void *q, const void *k,
                     const void *v, const int32_t *start);
+  /* What a device makes once for a shape; may be called before the first step with the dims it will have, whole or
+   * not. attention works without it, perhaps slower. */
+  void (*attention_ready)(sk_device *, const sk_attn_dims *);
   /* dq, dk, dv have the strides of q, k, v. ws: attention_ws bytes. dk, dv are sums over the given
    * queries only. */
   size_t (*attention_ws)(sk_dtype act, const sk_attn_dims *);
@@ -283,6 +287,7 @@ typedef struct sk_ops {
 
 extern const sk_ops sk_cpu_ops;     /* cpu.c */
 extern const sk_ops *const sk_cuda; /* cuda.c; NULL in a build without CUDA */
+extern const char *const sk_cuda_built; /* "CUDA 13.0 for 90a"; NULL likewise */
 
 /* plan.c: a device on which every op does nothing, so that running a training step only measures
  * memory. Scratch sizes are those of `target`. */

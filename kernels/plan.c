@@ -178,6 +178,8 @@ static void plan_rope(sk_stream *s, void *x, int64_t ldx, const float *table, do
 static void plan_attention(sk_stream *s, const sk_attn_dims *dims, void *o, float *lse,
                            const void *q, const void *k, const void *v, const int32_t *start) {}
 
+static void plan_attention_ready(sk_device *d, const sk_attn_dims *dims) {}
+
 static void plan_attention_grad(sk_stream *s, const sk_attn_dims *dims, void *dq, void *dk,
                                 void *dv, const void *do_, const void *q, const void *k,
                                 const void *v, const void *o, const float *lse,
@@ -289,6 +291,7 @@ const sk_ops sk_plan_ops = {
     .swiglu_grad = plan_swiglu_grad,
     .rope = plan_rope,
     .attention = plan_attention,
+    .attention_ready = plan_attention_ready,
     .attention_ws = plan_attention_ws,
     .attention_grad = plan_attention_grad,
     .conv = plan_conv,

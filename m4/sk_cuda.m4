@@ -1,11 +1,11 @@
 # SK_CUDA
 # The GPU backend: --with-cuda[=DIR] (not given: yes where nvidia-smi lists a GPU and nvcc is found),
-# --with-cuda-arch=LIST, --with-nccl[=DIR] (default with CUDA). Asked for and not found is an error, NCCL with
-# --with-cuda too.
+# --with-cuda-arch=LIST, --with-nccl[=DIR] (default with CUDA), --with-cudnn[=DIR] (default: no). Asked for and
+# not found is an error, NCCL with --with-cuda too.
 #
-# Sets the conditional CUDA; substitutes NVCC, NVCCFLAGS (the user's), SK_NVCCFLAGS (ours), CUDA_CPPFLAGS and
-# CUDA_LIBS; defines HAVE_CUDA, SK_CUDA_ARCH and HAVE_NCCL; sets sk_cuda_text and sk_nccl_text for the
-# summary. Nothing links libcuda: the program starts where no driver is.
+# Sets the conditionals CUDA and CUDNN; substitutes NVCC, NVCCFLAGS (the user's), SK_NVCCFLAGS (ours), CUDA_CPPFLAGS and
+# CUDA_LIBS; defines HAVE_CUDA, SK_CUDA_VERSION, SK_CUDA_ARCH, HAVE_NCCL and SK_CUDNN_LIB; sets sk_cuda_text, sk_nccl_text and
+# sk_cudnn_text for the summary. Nothing links libcuda or libcudnn: the program starts where no driver is.
 AC_DEFUN([SK_CUDA], [
 AC_ARG_WITH([cuda], [AS_HELP_STRING([--with-cuda@<:@=DIR@:>@],
   [build for NVIDIA GPUs, with the CUDA toolkit in DIR (default: where nvidia-smi finds a GPU)])],
@@ -14,9 +14,12 @@ AC_ARG_WITH([cuda-arch], [AS_HELP_STRING([--with-cuda-arch=LIST],
   [GPU architectures to compile for, e.g. 90a,100a (default: 90a, Hopper)])], [], [with_cuda_arch=90a])
 AC_ARG_WITH([nccl], [AS_HELP_STRING([--with-nccl@<:@=DIR@:>@],
   [communicate between GPUs with NCCL (default: with CUDA)])], [], [with_nccl=auto])
+AC_ARG_WITH([cudnn], [AS_HELP_STRING([--with-cudnn@<:@=DIR@:>@],
+  [attention by cuDNN where it can: headers in DIR/include; libcudnn.so.9 is loaded at run time, from the
+   system's folders, LD_LIBRARY_PATH or DIR/lib (default: no)])], [], [with_cudnn=no])
 AC_ARG_VAR([NVCC], [CUDA compiler])
 AC_ARG_VAR([NVCCFLAGS], [CUDA compiler flags, after ours (default: -O3)])
-sk_cuda_text=no; sk_nccl_text=no; sk_cuda_dir=
+sk_cuda_text=no; sk_nccl_text=no; sk_cudnn_text=no; sk_cuda_dir=
 AS_CASE([$with_cuda], [no|yes|auto], [], [sk_cuda_dir=$with_cuda; with_cuda=yes])
 AS_IF([test "$with_cuda" = auto],
   [AC_MSG_CHECKING([for an NVIDIA GPU])
@@ -26,7 +29,11 @@ AS_CASE([$with_cuda], [no],
   [AS_CASE([$with_nccl], [no|auto], [], [AC_MSG_ERROR([--with-nccl needs --with-cuda])])],
   [SK_CUDA_FIND
    AS_IF([test "$with_cuda" != no], [SK_NCCL])])
+AS_IF([test "$with_cudnn" != no],
+  [AS_IF([test "$with_cuda" = no], [AC_MSG_ERROR([--with-cudnn needs --with-cuda])])
+   SK_CUDNN])
 AM_CONDITIONAL([CUDA], [test "$with_cuda" != no])
+AM_CONDITIONAL([CUDNN], [test "$with_cudnn" != no])
 ])
 
 # SK_CUDA_FAIL(WHAT): an error where CUDA was asked for; else a note in the summary.
@@ -90,7 +97,9 @@ AS_IF([$NVCC $SK_NVCCFLAGS $NVCCFLAGS -c -o conftest_cu.o conftest.cu >&AS_MESSA
      [AC_MSG_RESULT([yes])
       AC_DEFINE([HAVE_CUDA], [1], [the CUDA device is built])
       AC_DEFINE_UNQUOTED([SK_CUDA_ARCH], ["$with_cuda_arch"], [GPU architectures compiled for])
-      sk_cuda_text="$($NVCC --version | sed -n 's/.*release \(.*\), V.*/\1/p') in $sk_cuda_dir, for $with_cuda_arch"],
+      sk_cuda_version=$($NVCC --version | sed -n 's/.*release \(.*\), V.*/\1/p')
+      AC_DEFINE_UNQUOTED([SK_CUDA_VERSION], ["$sk_cuda_version"], [version of the CUDA toolkit])
+      sk_cuda_text="$sk_cuda_version in $sk_cuda_dir, for $with_cuda_arch"],
      [AC_MSG_RESULT([no]); SK_CUDA_FAIL([$sk_cuda_dir has no CUDA 12.8 with cuBLASLt that links])])
    CPPFLAGS=$sk_saved_CPPFLAGS; LIBS=$sk_saved_LIBS],
   [AC_MSG_RESULT([no]); SK_CUDA_FAIL([$NVCC does not compile for $with_cuda_arch (see config.log)])])
@@ -122,4 +131,34 @@ AC_LINK_IFELSE([AC_LANG_PROGRAM([[#include <nccl.h>]], [[int v; return ncclGetVe
      [AC_MSG_ERROR([no NCCL was found. Name its folder: --with-nccl=DIR, or build without it
 (--without-nccl); several GPUs then exchange data through the host, slowly.])])])
 CPPFLAGS=$sk_saved_CPPFLAGS; LIBS=$sk_saved_LIBS])
+])
+
+# Headers alone: the library is loaded by the program. The folder beside the headers is where it looks last.
+AC_DEFUN([SK_CUDNN], [
+sk_cudnn_cpp= sk_cudnn_lib=
+AS_CASE([$with_cudnn], [yes], [],
+  [sk_cudnn_cpp="-isystem $with_cudnn/include"
+   for sk_lib in lib lib64; do
+     AS_IF([test -z "$sk_cudnn_lib" && test -e "$with_cudnn/$sk_lib/libcudnn.so.9"],
+       [sk_cudnn_lib=$(cd "$with_cudnn/$sk_lib" && pwd)])
+   done])
+AC_MSG_CHECKING([for the headers of cuDNN >= 9.10.2])
+sk_saved_CPPFLAGS=$CPPFLAGS
+CPPFLAGS="$CPPFLAGS $sk_cudnn_cpp $CUDA_CPPFLAGS"
+AC_COMPILE_IFELSE([AC_LANG_PROGRAM([[#include <cudnn_graph.h>
+#if CUDNN_VERSION < 91002 || CUDNN_MAJOR != 9
+#error another version
+#endif]], [[return (int)CUDNN_ATTR_OPERATION_RESHAPE_YDESC;]])],
+  [AC_MSG_RESULT([yes])
+   AC_COMPUTE_INT([sk_minor], [CUDNN_MINOR], [[#include <cudnn_version.h>]], [sk_minor=0])
+   AC_COMPUTE_INT([sk_patch], [CUDNN_PATCHLEVEL], [[#include <cudnn_version.h>]], [sk_patch=0])
+   sk_cudnn_text="headers of 9.$sk_minor.$sk_patch, the library is loaded at run time"
+   CUDA_CPPFLAGS="$sk_cudnn_cpp $CUDA_CPPFLAGS"
+   AC_SEARCH_LIBS([dlopen], [dl])],
+  [AC_MSG_RESULT([no])
+   AC_MSG_ERROR([--with-cudnn: no headers of cuDNN 9.10.2 or a later 9 were found. Name the folder that has
+include/cudnn_graph.h (for example .../site-packages/nvidia/cudnn of PyPI's nvidia-cudnn-cu13): --with-cudnn=DIR,
+or leave --with-cudnn away: Saker has attention kernels of its own.])])
+CPPFLAGS=$sk_saved_CPPFLAGS
+AC_DEFINE_UNQUOTED([SK_CUDNN_LIB], ["$sk_cudnn_lib"], [where libcudnn.so.9 is looked for last; may be empty])
 ])

@@ -116,7 +116,17 @@ static sk_attn_dims dims(const sk_attention *a, const sk_tokens_here *t, const s
                         .q0 = f->all ? p->pos : 0,
                         .H = s->heads, .KV = s->kvs, .hd = a->hd, .ldq = a->qkv.out, .ldk = f->ldk,
                         .ldv = f->ldk,
-                        .ldo = a->H * a->hd, .scale = 1 / sqrt((double)a->hd)};
+                        .ldo = a->H * a->hd, .scale = 1 / sqrt((double)a->hd), .whole = p->whole};
+}
+
+void sk_attention_ready(const sk_ctx *c, const sk_attention *a, const sk_tokens_here *t) {
+  sk_attention_flight f = {.ldk = c->n_cp > 1 ? 2 * a->KV * a->hd : a->qkv.out, .all = c->n_cp > 1};
+  for (int i = 0; i < t->n_pieces; i++) {
+    for (int k = 0; k < a->n_spans; k++) {
+      sk_attn_dims d = dims(a, t, &t->piece[i], &a->span[k], &f);
+      c->op->attention_ready(c->dev, &d);
+    }
+  }
 }
 
 void sk_attention_end(sk_ctx *c, const sk_attention *a, const sk_tokens_here *t, sk_attention_saved *s,

@@ -47,6 +47,9 @@ typedef struct sk_attention_flight {
 
 void sk_attention_add(sk_registry *r, const sk_model_cfg *m, int64_t layer, sk_attention *a);
 
+/* Before the first step: the device may make what it needs for micro-batches of this form. */
+void sk_attention_ready(const sk_ctx *c, const sk_attention *a, const sk_tokens_here *t);
+
 /* 1. Projections and rotation of u[n,d]; starts the exchange. cache: NULL in training. */
 void sk_attention_begin(sk_ctx *c, const sk_attention *a, const sk_tokens_here *t, sk_attention_saved *s,
                         sk_attention_flight *f, const void *u, sk_attention_cache *cache);

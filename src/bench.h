@@ -6,6 +6,8 @@
 #include "src/engine.h"
 #include <jansson.h>
 
+struct sk_cudnn_args; /* kernels/cudnn.h */
+
 typedef struct sk_bench {
   MPI_Comm comm;
   int rank, ranks;
@@ -30,6 +32,13 @@ double sk_bench_time(const sk_bench *b, sk_stream *st, void (*run)(void *arg), v
 
 /* Fills n host floats with N(0, scale^2). */
 void sk_bench_random(float *x, int64_t n, uint64_t key, double scale);
+
+/* bench_attention.c: cuDNN's attention of these dims, where it is there; a: as of one's own op, whose forward pass has
+ * run. report is called for each pass that could be measured: op and pass name it, s seconds, ws bytes of
+ * workspace. Not collective. */
+void sk_bench_cudnn(const sk_bench *b, sk_device *dev, sk_stream *st, const sk_attn_dims *d,
+                    const struct sk_cudnn_args *a,
+                    void (*report)(void *arg, const char *op, const char *pass, double s, size_t ws), void *arg);
 
 /* Collective. The benches; ops and layer on one rank. */
 int sk_bench_ops(sk_bench *b, sk_err *e);

@@ -1,6 +1,7 @@
 /* bench_ops.c: every op of a layer at the shapes of the deck's first layers, forward and backward, beside two
  * ceilings measured in the same run: a large GEMM and a large copy. Bytes count every tensor read and written
  * once; FLOPs are those of spec section 8 (causal half). */
+#include "kernels/cudnn.h"
 #include "src/bench.h"
 #include "src/device.h"
 #include <math.h>
@@ -158,6 +159,19 @@ static void run_attention(void *arg) { /* p: q|k|v rows, o, lse, start, do, dqkv
                           x + (size_t)q * k->e, x + (size_t)(q + kv) * k->e, c->p[1], c->p[2], c->p[3], c->p[6]);
 }
 
+typedef struct rival {
+  bench *k;
+  const char *shape;
+  double flops; /* of the forward pass */
+} rival;
+
+static void report_rival(void *arg, const char *op, const char *pass, double s, size_t ws) {
+  const rival *r = arg;
+  report(r->k, op, r->shape, pass, s, strcmp(pass, "fwd") == 0 ? r->flops : 2.5 * r->flops, 0);
+  json_t *all = r->k->b->results, *o = json_array_get(all, json_array_size(all) - 1);
+  if (o) json_object_set_new(o, "workspace_bytes", json_integer((json_int_t)ws));
+}
+
 static void attention(bench *k) {
   const sk_model_cfg *m = k->m;
   int64_t H = m->num_attention_heads, KV = m->num_key_value_heads, hd = m->head_dim, ld = (H + 2 * KV) * hd;
@@ -173,6 +187,12 @@ static void attention(bench *k) {
   double flops = 2.0 * (double)(H * hd) * (double)(k->T + 1) * (double)k->n;
   measure(&c, run_attention, "attention", shape, false, flops, 0);
   measure(&c, run_attention, "attention", shape, true, 2.5 * flops, 0);
+  char *x = p[0], *dx = p[5];
+  size_t to_k = (size_t)(H * hd) * k->e, to_v = (size_t)((H + KV) * hd) * k->e;
+  const sk_cudnn_args a = {.o = p[1], .lse = p[2], .q = x, .k = x + to_k, .v = x + to_v, .dout = p[4], .dq = dx,
+                           .dk = dx + to_k, .dv = dx + to_v};
+  rival r = {k, shape, flops};
+  sk_bench_cudnn(k->b, k->dev, k->st, &c.at, &a, report_rival, &r);
   sk_arena_release(&k->mem, mark);
 }
 

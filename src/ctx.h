@@ -56,6 +56,7 @@ typedef struct sk_piece {
   int64_t b, T, pos;
   const int32_t *start;     /* [b*T] on the device, see ops.h */
   const int32_t *key_start; /* the same counted from position 0 of the sequence */
+  bool whole;               /* key_start is known to be 0 throughout: no document begins inside a sequence */
 } sk_piece;
 
 /* The tokens of a micro-batch on this cp rank, piece after piece. The tp ranks of a cp rank work on the

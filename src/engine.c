@@ -39,12 +39,14 @@ void sk_engine_load(sk_engine *g, sk_slot *s, int64_t b, const int32_t *ids, con
   int64_t n = s->t.n, S = s->t.piece[0].T;
   int32_t *h[4] = {g->host, g->host + n, g->host + 2 * n, g->host + 3 * n};
   for (int i = 0; i < s->t.n_pieces; i++) {
+    s->t.piece[i].whole = true;
     for (int64_t k = 0; k < b * S; k++) {
       int64_t pos = s->t.piece[i].pos, from = k / S * g->T + pos + k % S, to = i * b * S + k;
       h[0][to] = ids[from];
       h[1][to] = label[from];
       h[2][to] = start[from] - (int32_t)pos;
       h[3][to] = start[from];
+      s->t.piece[i].whole &= start[from] == 0;
     }
   }
   s->ids = to_device(g, s, h[0]);
@@ -295,6 +297,16 @@ static void allocate(sk_engine *g, const size_t bytes[SK_PARTS], const size_t *s
   if (e->code) show_plan(bytes, c->op->total(c->dev), e);
 }
 
+/* What the device makes once, now rather than in the first step. */
+static void make_ready(const sk_engine *g) {
+  sk_tokens_here t = sk_engine_tokens(g, g->b);
+  for (int k = 0; k < g->model.n_chunks; k++) {
+    const sk_layer *l = g->model.layer + g->model.chunk[k].layer0;
+    for (int64_t i = 0; i < g->model.chunk[k].layers; i++)
+      if (l[i].mixer != 'M') sk_attention_ready(&g->ctx, &l[i].attention, &t);
+  }
+}
+
 int sk_engine_open(sk_engine *g, const sk_config *cfg, const sk_ops *op, const sk_comm_ops *comm,
                    const sk_grid *grid, bool train, int64_t b, int64_t T, int64_t positions, sk_err *e) {
   size_t bytes[SK_PARTS] = {0}, *slot = NULL;
@@ -320,7 +332,10 @@ int sk_engine_open(sk_engine *g, const sk_config *cfg, const sk_ops *op, const s
     return e->code;
   }
   bind(g);
-  if (train) c->opt = &g->opt;
+  if (train) {
+    c->opt = &g->opt;
+    make_ready(g);
+  }
   return SK_OK;
 }
 

@@ -5,6 +5,7 @@ libsaker_a_SOURCES += \
   src/arena.c src/arena.h \
   src/attention.c src/attention.h \
   src/bench.c src/bench.h \
+  src/bench_attention.c \
   src/bench_comm.c \
   src/bench_io.c \
   src/bench_layer.c \

@@ -7,6 +7,7 @@
 #include "io/tokens.h"
 #include "io/tokens_import.h"
 #include "io/safetensors.h"
+#include "kernels/cudnn.h"
 #include "src/bench.h"
 #include "src/convert.h"
 #include "src/eval.h"
@@ -375,10 +376,17 @@ static bool key_help(int argc, char **argv, int *code) {
   return false;
 }
 
+static void print_version(void) {
+  printf("saker %s\n\nBuilt ", PACKAGE_VERSION);
+  if (!sk_cuda) printf("without CUDA\n");
+  else if (!sk_cudnn_built) printf("with %s, without cuDNN\n", sk_cuda_built);
+  else printf("with %s and cuDNN %s (libcudnn.so.9 is loaded where it is found)\n", sk_cuda_built, sk_cudnn_built);
+}
+
 bool sk_cli_without_mpi(int argc, char **argv, int *code) {
   const char *first = argc > 1 ? argv[1] : "--help";
   *code = SK_OK;
-  if (strcmp(first, "--version") == 0) return printf("saker %s\n", PACKAGE_VERSION), true;
+  if (strcmp(first, "--version") == 0) return print_version(), true;
   if (strcmp(first, "--help") == 0 || strcmp(first, "-h") == 0 || strcmp(first, "help") == 0) {
     if (strcmp(first, "help") == 0 && argc > 2) *code = verb_help(argv[2]);
     else print_help();

@@ -8,6 +8,7 @@ check_PROGRAMS += \
   tests/comm_count.8 \
   tests/config.1 tests/config.2 \
   tests/convert.1 tests/convert.3 \
+  tests/cudnn.1 \
   tests/damage.1 tests/damage.3 \
   tests/data.1 tests/data.2 \
   tests/device.1 tests/devices.2 \
@@ -50,6 +51,8 @@ tests_config_1_SOURCES = tests/config.c tests/tap.h
 tests_config_2_SOURCES = $(tests_config_1_SOURCES)
 tests_convert_1_SOURCES = tests/convert.c tests/hf_folder.h tests/tap.h
 tests_convert_3_SOURCES = $(tests_convert_1_SOURCES)
+tests_cudnn_1_SOURCES = tests/cudnn.c tests/device_check.c tests/device_check.h tests/device_tap.h tests/small_model.h \
+  tests/tap.h
 tests_damage_1_SOURCES = tests/damage.c tests/tap.h
 tests_damage_3_SOURCES = $(tests_damage_1_SOURCES)
 tests_data_1_SOURCES = tests/data.c tests/tap.h
