@@ -314,7 +314,8 @@ const sk_verb sk_verbs[] = {
      "  --sequence T        tokens per sequence for the FLOP table (the deck's; config.json: 4096)\n",
      sk_info_run},
     {"bench", "bench ops|layer|step|io -i DECK [options] | bench comm [options]", "measure ops, steps, exchanges, files",
-     "  ops                 every op at the shapes of the deck's first layer, beside the machine's ceilings\n"
+     "  ops                 every op at the shapes of the deck's first layer, beside the machine's ceilings and, in a\n"
+     "                      build with it, cuDNN's attention\n"
      "  layer               the deck's first layer, forward and forward with backward\n"
      "  step                whole training steps on random tokens; on any grid (mpirun -np N)\n"
      "  comm                each exchange between ranks by size, and each transport of the pipeline; on GPUs where\n"

@@ -9,8 +9,8 @@ trap 'rm -rf "$dir"' EXIT
 cd "$dir" || exit 1
 
 # --- without MPI ---
-"$SAKER" --version | grep -Eq '^saker [0-9]'
-ok $? "--version"
+"$SAKER" --version | grep -Eq '^saker [0-9]' && "$SAKER" --version | grep -Eq '^Built with(out)? CUDA'
+ok $? "--version, and what it was built with"
 "$SAKER" --help | grep -q 'generate'
 ok $? "--help lists the verbs"
 "$SAKER" help train | grep -q -e '--max-time'
