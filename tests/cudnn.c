@@ -261,7 +261,8 @@ static void test_large(void) {
 
 enum { LAYERS = 2, T = 512, STEPS = 3 };
 
-static int64_t train(sk_config *c, const sk_ops *op, int64_t document, double loss[STEPS]) {
+// Gives the calls of cuDNN; *grown: bytes of the GPU that were taken after the first step.
+static int64_t train(sk_config *c, const sk_ops *op, int64_t document, double loss[STEPS], size_t *grown) {
   const int64_t b = 2, n = b * T;
   sk_engine g;
   sk_grid one;
@@ -278,11 +279,14 @@ static int64_t train(sk_config *c, const sk_ops *op, int64_t document, double lo
   c->optimizer.betas[0] = 0.9, c->optimizer.betas[1] = 0.95, c->optimizer.eps = 1e-8;
   SK_CHECK(sk_engine_open(&g, c, op, sk_device_comm(op), &one, true, b, T, T, &e) == SK_OK, "%s", e.msg);
   sk_engine_init(&g);
+  size_t used = 0;
   for (int i = 0; i < STEPS; i++) {
+    if (i == 1) used = op->used(g.ctx.dev);
     sk_engine_step(&g, ids, label, start, 1.0 / (double)(b * (T - 1)));
     loss[i] = sk_engine_take_loss(&g) / (double)(b * (T - 1));
     sk_optim_update(&g.opt, &g.ctx, c, i + 1, 1e-3, 0.9);
   }
+  *grown = op->used(g.ctx.dev) - used;
   int64_t calls = op == g_gpu ? sk_cudnn_calls(sk_cudnn_of(g.ctx.st)) : 0;
   sk_engine_close(&g);
   sk_free(ids);
@@ -294,6 +298,7 @@ static int64_t train(sk_config *c, const sk_ops *op, int64_t document, double lo
 static void test_training(void) {
   sk_config c;
   double loss[3][STEPS], worst = 0;
+  size_t grown, unused;
   small_config(&c, 0, NULL);
   sk_free(c.layer);
   c.n_layers = c.model.num_hidden_layers = LAYERS;
@@ -304,15 +309,16 @@ static void test_training(void) {
   c.train.dtype = SK_DTYPE_BF16;
   for (int recompute = SK_RECOMPUTE_NONE; recompute <= SK_RECOMPUTE_SELECTIVE; recompute++) {
     c.train.recompute = recompute;
-    int64_t calls = train(&c, g_gpu, 0, loss[0]), again = train(&c, g_gpu, 0, loss[1]);
-    train(&c, &sk_cpu_ops, 0, loss[2]);
+    int64_t calls = train(&c, g_gpu, 0, loss[0], &unused), again = train(&c, g_gpu, 0, loss[1], &grown);
+    train(&c, &sk_cpu_ops, 0, loss[2], &unused);
     for (int i = 0; i < STEPS; i++) worst = fmax(worst, fabs(loss[0][i] / loss[2][i] - 1));
     tap_ok(calls >= LAYERS * STEPS && calls == again, "training%s: %d steps of %d layers: %d calls of cuDNN",
            recompute ? ", recomputed" : "", STEPS, LAYERS, (int)calls);
     tap_ok(worst < 1e-2, "... losses of the CPU, %.5f to %.5f, within %.2g", loss[0][0], loss[0][STEPS - 1], worst);
     tap_ok(memcmp(loss[0], loss[1], sizeof loss[0]) == 0, "... and a second run's bits");
+    tap_ok(grown == 0, "... after the first step nothing is allocated (%zu bytes)", grown);
   }
-  tap_ok(train(&c, g_gpu, 100, loss[0]) == 0, "training: none where documents begin inside");
+  tap_ok(train(&c, g_gpu, 100, loss[0], &unused) == 0, "training: none where documents begin inside");
   sk_free(c.layer);
 }
 
