@@ -41,8 +41,9 @@ struct sk_cudnn {
 // ---- the library ----
 
 // By the loader's own search (LD_LIBRARY_PATH, the system's folders), then beside the headers.
-static void *load(void) {
+static void *load(char *why, size_t size) {
   void *so = dlopen("libcudnn.so.9", RTLD_NOW | RTLD_LOCAL);
+  if (!so) snprintf(why, size, "%s", dlerror());
   if (!so && SK_CUDNN_LIB[0]) so = dlopen(SK_CUDNN_LIB "/libcudnn.so.9", RTLD_NOW | RTLD_LOCAL);
   return so;
 }
@@ -67,8 +68,8 @@ sk_cudnn *sk_cudnn_open(char *text, size_t size) {
   const char *missing;
   char why[200];
   cudnnHandle_t handle;
-  void *so = load();
-  if (!so) return refuse(NULL, text, size, dlerror());
+  void *so = load(why, sizeof why);
+  if (!so) return refuse(NULL, text, size, why);
   if (!find_calls(so, &call, &missing)) return refuse(so, text, size, missing);
   int v = (int)call.GetVersion(), major = v / 10000, minor = v / 100 % 100, patch = v % 100;
   if (v < OLDEST || major != 9) {
