@@ -14,8 +14,8 @@ void sk_cudnn_close(sk_cudnn *c) {}
 
 void sk_cudnn_ready(sk_cudnn *c, const sk_attn_dims *d) {}
 
-bool sk_cudnn_attention(sk_cudnn *c, sk_stream *s, const sk_attn_dims *d, void *o, float *lse, const void *q,
-                        const void *k, const void *v) {
+bool sk_cudnn_attention(sk_cudnn *c, sk_stream *s, const sk_attn_dims *d, void *o, float *lse,
+                        const void *q, const void *k, const void *v) {
   return false;
 }
 
@@ -27,7 +27,8 @@ int64_t sk_cudnn_calls(const sk_cudnn *c) {
   return 0;
 }
 
-sk_cudnn_plan *sk_cudnn_plan_create(sk_cudnn *c, sk_cudnn_pass pass, const sk_attn_dims *d, sk_err *e) {
+sk_cudnn_plan *sk_cudnn_plan_create(sk_cudnn *c, sk_cudnn_pass pass, const sk_attn_dims *d,
+                                    sk_err *e) {
   sk_fail(e, SK_FAILED, "this program was built without cuDNN (configure --with-cudnn)");
   return NULL;
 }

@@ -1,10 +1,10 @@
-/* cudnn.c: attention by cuDNN against the CPU's and Saker's own kernels, and what is left to those. Skipped without
- * a GPU, in builds without cuDNN, and where the library is not found. */
+/* cudnn.c: attention by cuDNN against the CPU's and Saker's own kernels, and what is left to those.
+ * Skipped without a GPU, in builds without cuDNN, and where the library is not found. */
+#include "kernels/cudnn.h"
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include "kernels/cudnn.h"
 #include "src/device.h"
 #include "tests/device_check.h"
 #include "tests/device_tap.h"
@@ -27,14 +27,24 @@ static sk_cudnn *library(void) {
 // Queries, keys and values side by side, as training has them, with `pad` more columns.
 static sk_attn_dims shape(int64_t b, int64_t T, int64_t H, int64_t KV, int64_t hd, int64_t pad) {
   int64_t ld = (H + 2 * KV) * hd + pad;
-  return (sk_attn_dims){.b = b, .Tq = T, .Tk = T, .H = H, .KV = KV, .hd = hd, .ldq = ld, .ldk = ld, .ldv = ld,
-                        .ldo = H * hd + pad, .scale = 1 / sqrt((double)hd), .whole = true};
+  return (sk_attn_dims){.b = b,
+                        .Tq = T,
+                        .Tk = T,
+                        .H = H,
+                        .KV = KV,
+                        .hd = hd,
+                        .ldq = ld,
+                        .ldk = ld,
+                        .ldv = ld,
+                        .ldo = H * hd + pad,
+                        .scale = 1 / sqrt((double)hd),
+                        .whole = true};
 }
 
 static const char *name_of(const sk_attn_dims *d) {
   static char text[120];
-  snprintf(text, sizeof text, "b %d Tq %d Tk %d q0 %d H %d KV %d hd %d", (int)d->b, (int)d->Tq, (int)d->Tk, (int)d->q0,
-           (int)d->H, (int)d->KV, (int)d->hd);
+  snprintf(text, sizeof text, "b %d Tq %d Tk %d q0 %d H %d KV %d hd %d", (int)d->b, (int)d->Tq,
+           (int)d->Tk, (int)d->q0, (int)d->H, (int)d->KV, (int)d->hd);
   return text;
 }
 
@@ -51,7 +61,8 @@ static void call_forward(const sk_ops *op, sk_stream *s, void **p, const void *a
   op->attention(s, &f->d, p[0], p[1], p[2], p[3], p[4], p[5]);
 }
 
-// mean: of documents' lengths, 0: none begins inside. by_cudnn: it is to compute both calls of the trial.
+// mean: of documents' lengths, 0: none begins inside. by_cudnn: it is to compute both calls of the
+// trial.
 static void forward(sk_attn_dims d, uint64_t mean, bool ready, int64_t shift, bool by_cudnn) {
   const int64_t nq = d.b * d.Tq, nk = d.b * d.Tk;
   forward_call f = {d, ready};
@@ -64,11 +75,17 @@ static void forward(sk_attn_dims d, uint64_t mean, bool ready, int64_t shift, bo
   add_array(&t, "v", IN, ACT, nk, d.KV * d.hd, d.ldv);
   int32_t *start = add_array(&t, "start", IN, I32, 1, nq, nq);
   for (int64_t i = 1; i < nq && mean; i++)
-    start[i] = i % d.Tq == 0 ? 0 : sk_rand(7, (uint64_t)i) % mean == 0 ? (int32_t)(i % d.Tq) : start[i - 1];
+    start[i] = i % d.Tq == 0                         ? 0
+               : sk_rand(7, (uint64_t)i) % mean == 0 ? (int32_t)(i % d.Tq)
+                                                     : start[i - 1];
   f.d.whole = mean == 0;
-  run_trial(&t, call_forward, &f, "%s%s%s", name_of(&d), mean ? ", documents" : "", ready ? "" : ", no plan");
+  run_trial(&t, call_forward, &f, "%s%s%s", name_of(&d), mean ? ", documents" : "",
+            ready ? "" : ", no plan");
   int64_t calls = sk_cudnn_calls(library()) - before;
-  tap_ok(calls == (by_cudnn ? 2 : 0), "... computed by %s", calls == 2 ? "cuDNN" : calls == 0 ? "Saker" : "both");
+  tap_ok(calls == (by_cudnn ? 2 : 0), "... computed by %s",
+         calls == 2   ? "cuDNN"
+         : calls == 0 ? "Saker"
+                      : "both");
 }
 
 static void test_forward(void) {
@@ -145,7 +162,8 @@ static problem make(sk_attn_dims d) {
 }
 
 static void drop(problem *p) {
-  void *all[] = {p->x, p->dout, p->start, p->o[0], p->o[1], p->dx[0], p->dx[1], p->lse[0], p->lse[1]};
+  void *all[] = {p->x,     p->dout,  p->start,  p->o[0],  p->o[1],
+                 p->dx[0], p->dx[1], p->lse[0], p->lse[1]};
   for (size_t i = 0; i < sizeof all / sizeof *all; i++) g_gpu->free(g_gpu_dev, all[i]);
 }
 
@@ -165,8 +183,8 @@ static float *to_floats(const void *dev, int64_t n, bool act) {
 }
 
 // |a - b| / |b| over columns lo .. hi of rows of stride ld; *same: equal bits.
-static double distance(const void *a, const void *b, int64_t rows, int64_t ld, int64_t lo, int64_t hi, bool act,
-                       bool *same) {
+static double distance(const void *a, const void *b, int64_t rows, int64_t ld, int64_t lo,
+                       int64_t hi, bool act, bool *same) {
   float *x = to_floats(a, rows * ld, act), *y = to_floats(b, rows * ld, act);
   double diff = 0, norm = 0;
   *same = memcmp(x, y, (size_t)(rows * ld) * sizeof *x) == 0;
@@ -189,14 +207,17 @@ static void both_forward(problem *p) {
   for (int i = 0; i < 2; i++) {
     sk_attn_dims one = *d;
     one.whole = i == 0;
-    g_gpu->attention(g_gpu_stream, &one, p->o[i], p->lse[i], p->x, at(p->x, q), at(p->x, q + kv), p->start);
+    g_gpu->attention(g_gpu_stream, &one, p->o[i], p->lse[i], p->x, at(p->x, q), at(p->x, q + kv),
+                     p->start);
   }
   double o = distance(p->o[0], p->o[1], n, d->ldo, 0, q, true, &same);
   double lse = distance(p->lse[0], p->lse[1], 1, n * d->H, 0, n * d->H, false, &same);
-  // Both round the probabilities to bf16 (2^-9 at most), one before and one after they are divided by their sum,
-  // and then the output.
-  tap_ok(o < 5e-3 && lse < 1e-5, "%s: cuDNN and Saker differ by %.2g in o, %.2g in lse", name_of(d), o, lse);
-  g_gpu->attention(g_gpu_stream, d, p->o[1], p->lse[1], p->x, at(p->x, q), at(p->x, q + kv), p->start);
+  // Both round the probabilities to bf16 (2^-9 at most), one before and one after they are divided
+  // by their sum, and then the output.
+  tap_ok(o < 5e-3 && lse < 1e-5, "%s: cuDNN and Saker differ by %.2g in o, %.2g in lse", name_of(d),
+         o, lse);
+  g_gpu->attention(g_gpu_stream, d, p->o[1], p->lse[1], p->x, at(p->x, q), at(p->x, q + kv),
+                   p->start);
   bool same_lse;
   distance(p->o[0], p->o[1], n, d->ldo, 0, q, true, &same);
   distance(p->lse[0], p->lse[1], 1, n * d->H, 0, n * d->H, false, &same_lse);
@@ -207,11 +228,20 @@ static void run_backward(problem *p, sk_cudnn_plan *plan, int to, void *ws) {
   const sk_attn_dims *d = &p->d;
   const int64_t q = d->H * d->hd, kv = d->KV * d->hd;
   void *dx = p->dx[to];
-  sk_cudnn_args a = {.o = p->o[0], .lse = p->lse[0], .q = p->x, .k = at(p->x, q), .v = at(p->x, q + kv), .dout = p->dout,
-                     .dq = dx, .dk = at(dx, q), .dv = at(dx, q + kv)};
-  if (plan) sk_cudnn_plan_run(plan, g_gpu_stream, &a, ws);
+  sk_cudnn_args a = {.o = p->o[0],
+                     .lse = p->lse[0],
+                     .q = p->x,
+                     .k = at(p->x, q),
+                     .v = at(p->x, q + kv),
+                     .dout = p->dout,
+                     .dq = dx,
+                     .dk = at(dx, q),
+                     .dv = at(dx, q + kv)};
+  if (plan)
+    sk_cudnn_plan_run(plan, g_gpu_stream, &a, ws);
   else
-    g_gpu->attention_grad(g_gpu_stream, d, a.dq, a.dk, a.dv, a.dout, a.q, a.k, a.v, a.o, a.lse, p->start, ws);
+    g_gpu->attention_grad(g_gpu_stream, d, a.dq, a.dk, a.dv, a.dout, a.q, a.k, a.v, a.o, a.lse,
+                          p->start, ws);
 }
 
 // What `bench ops` compares with computes the same gradients.
@@ -221,19 +251,20 @@ static void both_backward(problem *p, sk_cudnn_pass pass) {
   const char *what = pass == SK_CUDNN_ORDERED ? "deterministic" : "any-order";
   sk_err e = {0};
   sk_cudnn_plan *plan = sk_cudnn_plan_create(library(), pass, d, &e);
-  tap_ok(plan != NULL, "%s: a plan of cuDNN's %s backward pass%s%s", name_of(d), what, plan ? "" : ": ", e.msg);
+  tap_ok(plan != NULL, "%s: a plan of cuDNN's %s backward pass%s%s", name_of(d), what,
+         plan ? "" : ": ", e.msg);
   if (!plan) return;
   void *ws = poison(sk_cudnn_plan_ws(plan)), *own = must_alloc(g_gpu->attention_ws(SK_BF16, d));
   bool same;
+  const int64_t edge[] = {0, q, q + kv, q + 2 * kv};
   double err[3];
   run_backward(p, plan, 0, ws);
   run_backward(p, NULL, 1, own);
   for (int i = 0; i < 3; i++)
-    err[i] = distance(p->dx[0], p->dx[1], n, d->ldq, i == 0 ? 0 : i == 1 ? q : q + kv, i == 0 ? q : i == 1 ? q + kv : d->ldq,
-                      true, &same);
+    err[i] = distance(p->dx[0], p->dx[1], n, d->ldq, edge[i], edge[i + 1], true, &same);
   tap_ok(err[0] < 1e-2 && err[1] < 1e-2 && err[2] < 1e-2,
-         "%s: cuDNN's %s gradients and Saker's differ by %.2g, %.2g, %.2g; workspace %s", name_of(d), what, err[0], err[1],
-         err[2], sk_bytes((double)sk_cudnn_plan_ws(plan)));
+         "%s: cuDNN's %s gradients and Saker's differ by %.2g, %.2g, %.2g; workspace %s",
+         name_of(d), what, err[0], err[1], err[2], sk_bytes((double)sk_cudnn_plan_ws(plan)));
   if (pass == SK_CUDNN_ORDERED) {
     run_backward(p, plan, 1, ws);
     distance(p->dx[0], p->dx[1], n, d->ldq, 0, d->ldq, true, &same);
@@ -262,12 +293,14 @@ static void test_large(void) {
 enum { LAYERS = 2, T = 512, STEPS = 3 };
 
 // Gives the calls of cuDNN; *grown: bytes of the GPU that were taken after the first step.
-static int64_t train(sk_config *c, const sk_ops *op, int64_t document, double loss[STEPS], size_t *grown) {
+static int64_t train(sk_config *c, const sk_ops *op, int64_t document, double loss[STEPS],
+                     size_t *grown) {
   const int64_t b = 2, n = b * T;
   sk_engine g;
   sk_grid one;
   sk_err e = {0};
-  int32_t *ids = sk_calloc((size_t)n, 4), *label = sk_calloc((size_t)n, 4), *start = sk_calloc((size_t)n, 4);
+  int32_t *ids = sk_calloc((size_t)n, 4), *label = sk_calloc((size_t)n, 4),
+          *start = sk_calloc((size_t)n, 4);
   small_ids(ids, n, c->model.vocab_size, 3);
   for (int64_t i = 0; i < n; i++) {
     start[i] = document ? (int32_t)(i % T / document * document) : 0;
@@ -277,7 +310,8 @@ static int64_t train(sk_config *c, const sk_ops *op, int64_t document, double lo
   c->parallel.virtual_stages = 1;
   c->train.global_batch = c->train.micro_batch = b;
   c->optimizer.betas[0] = 0.9, c->optimizer.betas[1] = 0.95, c->optimizer.eps = 1e-8;
-  SK_CHECK(sk_engine_open(&g, c, op, sk_device_comm(op), &one, true, b, T, T, &e) == SK_OK, "%s", e.msg);
+  SK_CHECK(sk_engine_open(&g, c, op, sk_device_comm(op), &one, true, b, T, T, &e) == SK_OK, "%s",
+           e.msg);
   sk_engine_init(&g);
   size_t used = 0;
   for (int i = 0; i < STEPS; i++) {
@@ -303,22 +337,28 @@ static void test_training(void) {
   sk_free(c.layer);
   c.n_layers = c.model.num_hidden_layers = LAYERS;
   c.model.hidden_size = 256, c.model.intermediate_size = 512, c.model.head_dim = 64;
-  c.model.num_attention_heads = 4, c.model.num_key_value_heads = 2, c.model.initializer_range = 0.05;
+  c.model.num_attention_heads = 4, c.model.num_key_value_heads = 2,
+  c.model.initializer_range = 0.05;
   c.layer = sk_calloc(LAYERS, sizeof *c.layer);
-  for (int i = 0; i < LAYERS; i++) c.layer[i] = (sk_layer_cfg){.mixer = '*', .mlp = true, .m = c.model};
+  for (int i = 0; i < LAYERS; i++)
+    c.layer[i] = (sk_layer_cfg){.mixer = '*', .mlp = true, .m = c.model};
   c.train.dtype = SK_DTYPE_BF16;
   for (int recompute = SK_RECOMPUTE_NONE; recompute <= SK_RECOMPUTE_SELECTIVE; recompute++) {
     c.train.recompute = recompute;
-    int64_t calls = train(&c, g_gpu, 0, loss[0], &unused), again = train(&c, g_gpu, 0, loss[1], &grown);
+    int64_t calls = train(&c, g_gpu, 0, loss[0], &unused),
+            again = train(&c, g_gpu, 0, loss[1], &grown);
     train(&c, &sk_cpu_ops, 0, loss[2], &unused);
     for (int i = 0; i < STEPS; i++) worst = fmax(worst, fabs(loss[0][i] / loss[2][i] - 1));
-    tap_ok(calls >= LAYERS * STEPS && calls == again, "training%s: %d steps of %d layers: %d calls of cuDNN",
-           recompute ? ", recomputed" : "", STEPS, LAYERS, (int)calls);
-    tap_ok(worst < 1e-2, "... losses of the CPU, %.5f to %.5f, within %.2g", loss[0][0], loss[0][STEPS - 1], worst);
+    tap_ok(calls >= LAYERS * STEPS && calls == again,
+           "training%s: %d steps of %d layers: %d calls of cuDNN", recompute ? ", recomputed" : "",
+           STEPS, LAYERS, (int)calls);
+    tap_ok(worst < 1e-2, "... losses of the CPU, %.5f to %.5f, within %.2g", loss[0][0],
+           loss[0][STEPS - 1], worst);
     tap_ok(memcmp(loss[0], loss[1], sizeof loss[0]) == 0, "... and a second run's bits");
     tap_ok(grown == 0, "... after the first step nothing is allocated (%zu bytes)", grown);
   }
-  tap_ok(train(&c, g_gpu, 100, loss[0], &unused) == 0, "training: none where documents begin inside");
+  tap_ok(train(&c, g_gpu, 100, loss[0], &unused) == 0,
+         "training: none where documents begin inside");
   sk_free(c.layer);
 }
 
@@ -327,8 +367,10 @@ int main(int argc, char **argv) {
   const char *why = NULL;
   tap_init(&argc, &argv);
   g_gpu = sk_cuda;
-  if (!sk_cudnn_built) why = "this program was built without cuDNN";
-  else if (g_gpu->count(&e) == 0) why = e.msg;
+  if (!sk_cudnn_built)
+    why = "this program was built without cuDNN";
+  else if (g_gpu->count(&e) == 0)
+    why = e.msg;
   if (!why) device_open(SK_BF16);
   if (!why && !library()) why = g_gpu->describe(g_gpu_dev);
   if (why) {
