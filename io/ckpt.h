@@ -61,8 +61,8 @@ typedef struct sk_ckpt_file {
  * A save is begun, goes on by itself in a thread of each rank, and is moved along by the ranks together:
  *
  *   sk_ckpt_form_make      once: the structure of the files
- *   sk_ckpt_begin          thread: writes this rank's slabs and reads them back
- *   sk_ckpt_go_on          all have written: thread: hashes files, syncs what it wrote
+ *   sk_ckpt_begin          threads: write this rank's slabs and read them back
+ *   sk_ckpt_go_on          all have written: threads: hash files, sync what they wrote
  *   sk_ckpt_go_on          all is hashed: rank 0's thread: manifest.json with its own hash, sync, rename to step-N,
  *   sk_ckpt_go_on          `latest`, pruning. Over: sk_ckpt_end
  *
@@ -82,6 +82,11 @@ typedef struct sk_ckpt_result {
 int sk_ckpt_form_make(MPI_Comm comm, const char *run_dir, const char *run_id, int n_file, const sk_ckpt_file *file,
                       sk_ckpt_form **form, sk_err *e);
 void sk_ckpt_form_free(sk_ckpt_form *form);
+/* Bytes of file k. */
+int64_t sk_ckpt_form_bytes(const sk_ckpt_form *form, int k);
+/* How many threads of each rank write: chosen by the node's cores; tests set other numbers (at most 4). */
+int sk_ckpt_form_writers(const sk_ckpt_form *form);
+void sk_ckpt_form_set_writers(sk_ckpt_form *form, int n);
 
 /* Every rank calls it; it communicates nothing and waits for nothing. file: as given for the form; they, the slabs'
  * data, the texts and side files in *meta are borrowed until the end. keep > 0: prunes afterwards (sk_ckpt_prune). */

@@ -8,9 +8,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <sched.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,7 +19,8 @@
 
 struct sk_ckpt_form {
   char who[300]; /* HOST-PID of rank 0: ends the name of a tmp folder */
-  int n_file;
+  int n_file, workers; /* threads that write */
+  bool first_of_node;
   sk_h5_form *file;
 };
 
@@ -72,6 +70,7 @@ static int form_make(MPI_Comm comm, const char *dir, const char *prefix, const c
   sk_ckpt_form *form = sk_calloc(1, sizeof *form);
   *out = NULL;
   form->n_file = n_file;
+  form->workers = sk_ckpt_workers(comm, &form->first_of_node);
   form->file = sk_calloc((size_t)n_file, sizeof *form->file);
   snprintf(form->who, sizeof form->who, "%s-%ld", sk_host(), (long)getpid());
   SK_MPI(MPI_Bcast(form->who, sizeof form->who, MPI_CHAR, 0, comm));
@@ -106,6 +105,15 @@ void sk_ckpt_form_free(sk_ckpt_form *form) {
   sk_free(form);
 }
 
+int64_t sk_ckpt_form_bytes(const sk_ckpt_form *form, int k) { return form->file[k].size; }
+
+int sk_ckpt_form_writers(const sk_ckpt_form *form) { return form->workers; }
+
+void sk_ckpt_form_set_writers(sk_ckpt_form *form, int n) {
+  SK_CHECK(n > 0 && n <= SK_CKPT_WORKERS, "%d threads to write", n);
+  form->workers = n;
+}
+
 /* ---- a save ---- */
 
 typedef enum phase { WRITE, HASH, PUBLISH, OVER } phase;
@@ -119,117 +127,38 @@ struct sk_ckpt_job {
   bool threaded;    /* there is one to be joined */
   atomic_bool idle; /* the work is done */
   sk_err err, late; /* of this rank until the ranks have agreed; what only deserves a warning */
+  sk_err sync_err;  /* of the thread that syncs */
   double began, busy; /* moment; seconds of work so far */
   const sk_ckpt_form *form;
   const sk_ckpt_file *file; /* [form->n_file], borrowed */
-  sk_hash_text **hash;      /* [file][slab] */
-  int *fd;                  /* [file] written but not yet synced, or -1 */
+  sk_ckpt_part *part;       /* [form->n_file] */
   sk_manifest *m;           /* files: size and hash of those that this rank hashes; rank 0: all, and the sides */
   char *dir, *name, *tmp;   /* the folder, the checkpoint's name in it, path of the tmp folder */
   char *run_dir;            /* NULL: no hint and no pruning */
   int64_t keep, keep_every;
 };
 
-/* A new thread starts on the cores of the one that made it, which OpenMP may have bound to a single one: it gets those
- * of all threads of the process. */
-static void widen(void) {
-  cpu_set_t all, one;
-  DIR *d = opendir("/proc/self/task");
-  CPU_ZERO(&all);
-  for (struct dirent *x; d && (x = readdir(d)) != NULL;) {
-    int tid = atoi(x->d_name);
-    if (tid > 0 && sched_getaffinity(tid, sizeof one, &one) == 0) CPU_OR(&all, &all, &one);
-  }
-  if (d) closedir(d);
-  if (CPU_COUNT(&all) > 0) sched_setaffinity(0, sizeof all, &all); // only for speed
-}
-
 static void *run(void *arg) {
   sk_ckpt_job *j = arg;
   double begin = sk_now();
-  if (j->threaded) widen();
+  if (j->threaded) sk_ckpt_widen();
   j->work(j);
   j->busy += sk_now() - begin;
   atomic_store(&j->idle, true);
   return NULL;
 }
 
-/* Signals stay with the main thread. Without a thread the work is done now. */
+/* Without a thread the work is done now. */
 static void start(sk_ckpt_job *j, phase now, void (*work)(sk_ckpt_job *)) {
-  sigset_t all, old;
   j->phase = now;
   j->work = work;
   atomic_store(&j->idle, false);
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &old);
   j->threaded = true;
-  j->threaded = pthread_create(&j->thread, NULL, run, j) == 0;
-  pthread_sigmask(SIG_SETMASK, &old, NULL);
+  j->threaded = sk_ckpt_thread(&j->thread, run, j);
   if (!j->threaded) run(j);
 }
 
-/* Several files at a time: one thread alone copies and hashes no faster than a good disk writes. */
-enum { WORKERS = 4 };
-
-typedef struct worker {
-  struct shared_work *of;
-  pthread_t thread;
-  bool threaded;
-  int failed; /* file */
-  sk_err err;
-} worker;
-
-typedef struct shared_work {
-  sk_ckpt_job *job;
-  void (*one)(sk_ckpt_job *, int file, sk_err *);
-  int first, stride;
-  atomic_int next;
-  atomic_bool stop;
-  worker worker[WORKERS];
-} shared_work;
-
-static void *work_on(void *arg) {
-  worker *w = arg;
-  shared_work *s = w->of;
-  while (!w->err.code && !atomic_load(&s->stop)) {
-    int k = s->first + s->stride * atomic_fetch_add(&s->next, 1);
-    if (k >= s->job->form->n_file) break;
-    s->one(s->job, k, &w->err);
-    w->failed = k;
-    if (w->err.code) atomic_store(&s->stop, true);
-  }
-  return NULL;
-}
-
-/* one(job, k, ...) for every stride-th file from `first`; of errors that of the first file becomes the job's. */
-static void for_files(sk_ckpt_job *j, int first, int stride, void (*one)(sk_ckpt_job *, int, sk_err *)) {
-  int files = (j->form->n_file - first + stride - 1) / stride, n = files < WORKERS ? files : WORKERS, worst = -1;
-  shared_work *s = sk_calloc(1, sizeof *s);
-  *s = (shared_work){.job = j, .one = one, .first = first, .stride = stride};
-  for (int i = 0; i < n; i++) {
-    worker *w = &s->worker[i];
-    w->of = s;
-    w->threaded = i > 0 && pthread_create(&w->thread, NULL, work_on, w) == 0; // with the signal mask of this thread
-  }
-  if (n > 0) work_on(&s->worker[0]);
-  for (int i = 0; i < n; i++) {
-    worker *w = &s->worker[i];
-    if (w->threaded) pthread_join(w->thread, NULL);
-    if (w->err.code && (worst < 0 || w->failed < s->worker[worst].failed)) worst = i;
-  }
-  if (worst >= 0) sk_fail(&j->err, s->worker[worst].err.code, "%s", s->worker[worst].err.msg);
-  sk_free(s);
-}
-
-static char *file_path(const sk_ckpt_job *j, int k) { return sk_strf("%s/%s", j->tmp, j->m->file[k].name); }
-
 /* ---- first: every rank writes what it has ---- */
-
-static bool has_slabs(const sk_ckpt_file *f) {
-  for (int i = 0; i < f->n_slab; i++)
-    if (sk_slab_count(&f->slab[i], f->dset[f->slab[i].dset].rank) > 0) return true;
-  return false;
-}
 
 /* Rank 0: the side files, and what the manifest has to say of them. */
 static void write_sides(sk_ckpt_job *j) {
@@ -247,21 +176,83 @@ static void write_sides(sk_ckpt_job *j) {
   }
 }
 
-enum { MOST_OPEN = 64 }; /* files that wait for the next piece of work to be synced, while their hashes are taken */
+enum { MOST_OPEN = 64 }; /* files at a time; more than these are synced before the next ones */
 
-static void write_one(sk_ckpt_job *j, int k, sk_err *e) {
-  if (j->rank != 0 && !has_slabs(&j->file[k])) return;
-  char *path = file_path(j, k);
-  sk_ckpt_write_file(path, &j->file[k], &j->form->file[k], j->rank == 0, j->hash[k], &j->fd[k], e);
-  if (j->form->n_file > MOST_OPEN) sk_ckpt_sync_file(path, &j->fd[k], e);
-  sk_free(path);
+typedef struct unit {
+  sk_ckpt_part *part;
+  int slab, of; /* of so many of its file */
+} unit;
+
+typedef struct batch {
+  sk_ckpt_part *part;
+  int n_part, n;
+  unit *unit;
+  sk_ckpt_room room[SK_CKPT_WORKERS];
+  atomic_bool written;
+} batch;
+
+/* Several threads go through all files side by side: a file system may let only one of them write to a file. */
+static int by_turn(const void *a, const void *b) {
+  const unit *x = a, *y = b;
+  int64_t u = (int64_t)x->slab * y->of, v = (int64_t)y->slab * x->of;
+  return u != v ? (u > v) - (u < v) : (x->part > y->part) - (x->part < y->part);
+}
+
+static void write_unit(void *arg, int worker, int i, sk_err *e) {
+  batch *b = arg;
+  sk_ckpt_part_slab(b->unit[i].part, b->unit[i].slab, &b->room[worker], e);
+}
+
+/* Hands to the disk what has been written so far, so that it does not begin only at the end. */
+static void *flush(void *arg) {
+  batch *b = arg;
+  while (!atomic_load(&b->written)) {
+    for (int k = 0; k < b->n_part; k++) sk_ckpt_part_flush(&b->part[k]);
+    usleep(2000);
+  }
+  return NULL;
+}
+
+static void write_units(const sk_ckpt_job *j, batch *b, int workers, sk_err *e) {
+  pthread_t flusher;
+  if (workers > 1) qsort(b->unit, (size_t)b->n, sizeof *b->unit, by_turn);
+  for (int i = 0; i < workers; i++) sk_ckpt_room_open(&b->room[i]);
+  bool flushes = j->form->first_of_node && sk_ckpt_thread(&flusher, flush, b);
+  sk_ckpt_each(b->n, workers, write_unit, b, e);
+  atomic_store(&b->written, true);
+  if (flushes) pthread_join(flusher, NULL);
+  for (int i = 0; i < workers; i++) sk_ckpt_room_close(&b->room[i]);
+}
+
+static void write_batch(const sk_ckpt_job *j, sk_ckpt_part *part, int n_part, sk_err *e) {
+  batch *b = sk_calloc(1, sizeof *b);
+  int most = 0, workers = j->form->workers;
+  *b = (batch){.part = part, .n_part = n_part};
+  for (int k = 0; k < n_part; k++) most += part[k].file->n_slab;
+  b->unit = sk_calloc((size_t)most, sizeof *b->unit);
+  for (int k = 0; k < n_part && !e->code; k++) {
+    const sk_ckpt_file *f = part[k].file;
+    int before = b->n;
+    if (f->source) workers = 1;
+    for (int i = 0; i < f->n_slab; i++)
+      if (sk_slab_count(&f->slab[i], f->dset[f->slab[i].dset].rank) > 0)
+        b->unit[b->n++] = (unit){&part[k], i, f->n_slab};
+    if (j->rank == 0 || b->n > before) sk_ckpt_part_open(&part[k], j->rank == 0, e);
+  }
+  if (!e->code) write_units(j, b, workers, e);
+  for (int k = 0; k < n_part && !e->code; k++) sk_ckpt_part_show(&part[k], e);
+  for (int k = 0; k < n_part && j->form->n_file > MOST_OPEN; k++) sk_ckpt_part_close(&part[k], !e->code, e);
+  sk_free(b->unit);
+  sk_free(b);
 }
 
 static void write_work(sk_ckpt_job *j) {
+  int n = j->form->n_file;
   if (j->rank == 0) sk_fs_mkdirs(j->dir, &j->err);
   // The first to come makes it: nobody waits for rank 0.
   if (!j->err.code && mkdir(j->tmp, 0777) != 0 && errno != EEXIST) sk_fs_fail(&j->err, j->tmp, "created", errno);
-  if (!j->err.code) for_files(j, 0, 1, write_one);
+  for (int k = 0; k < n && !j->err.code; k += MOST_OPEN)
+    write_batch(j, j->part + k, n - k < MOST_OPEN ? n - k : MOST_OPEN, &j->err);
   if (j->rank == 0) write_sides(j);
 }
 
@@ -281,7 +272,7 @@ static void gather_slabs(sk_ckpt_job *j) {
       x->dset = s->dset;
       memcpy(x->start, s->start, (size_t)rank * sizeof *x->start);
       memcpy(x->count, s->count, (size_t)rank * sizeof *x->count);
-      memcpy(x->hash, j->hash[k][i], SK_HASH_HEX);
+      memcpy(x->hash, j->part[k].hash[i], SK_HASH_HEX);
     }
   int *counts = sk_calloc((size_t)j->size, sizeof *counts), *at = sk_calloc((size_t)j->size, sizeof *at);
   MPI_Datatype one;
@@ -301,30 +292,40 @@ static void gather_slabs(sk_ckpt_job *j) {
   sk_free(mine);
 }
 
-/* ---- then: size and hash of each file by one rank, while the disk is still busy; then every rank syncs its own ---- */
+/* ---- then: size and hash of each file by one rank, while every rank syncs its own ---- */
 
-static void sync_files(sk_ckpt_job *j) {
-  for (int k = 0; k < j->form->n_file; k++) {
-    char *path = file_path(j, k);
-    sk_ckpt_sync_file(path, &j->fd[k], &j->err);
-    sk_free(path);
-  }
+static void close_files(sk_ckpt_job *j, bool sync, sk_err *e) {
+  for (int k = 0; k < j->form->n_file; k++) sk_ckpt_part_close(&j->part[k], sync && !e->code, e);
 }
 
-static void hash_one(sk_ckpt_job *j, int k, sk_err *e) {
+static void *sync_all(void *arg) {
+  sk_ckpt_job *j = arg;
+  close_files(j, true, &j->sync_err);
+  return NULL;
+}
+
+static void hash_one(void *arg, int worker, int i, sk_err *e) {
+  sk_ckpt_job *j = arg;
+  int k = j->rank + i * j->size;
+  (void)worker;
   sk_manifest_file *f = &j->m->file[k];
-  char *path = file_path(j, k);
+  const char *path = j->part[k].path;
   f->size = sk_fs_size(path);
   if (f->size != j->form->file[k].size)
     sk_fail(e, SK_FAILED, "%s: has %lld bytes where %lld were written", path, (long long)f->size,
             (long long)j->form->file[k].size);
-  sk_fs_hash(path, f->hash, e);
-  sk_free(path);
+  else
+    sk_fs_hash(path, f->hash, e);
 }
 
 static void hash_work(sk_ckpt_job *j) {
-  for_files(j, j->rank, j->size, hash_one);
-  sync_files(j);
+  pthread_t syncer;
+  int files = (j->form->n_file - j->rank + j->size - 1) / j->size;
+  bool beside = sk_ckpt_thread(&syncer, sync_all, j);
+  if (files > 0) sk_ckpt_each(files, SK_CKPT_WORKERS, hash_one, j, &j->err);
+  if (beside) pthread_join(syncer, NULL);
+  else sync_all(j);
+  if (j->sync_err.code) sk_fail(&j->err, j->sync_err.code, "%s", j->sync_err.msg);
 }
 
 /* Each file is known by one rank, the others have zeros. */
@@ -430,15 +431,16 @@ static void name_files(sk_ckpt_job *j) {
   int n = j->form->n_file, n_side = j->rank == 0 ? t->n_side : 0;
   SK_CHECK(n + n_side <= SK_CKPT_MAX_FILES, "%d files in a checkpoint", n + n_side);
   j->m->n_file = n + n_side;
-  j->fd = sk_malloc((size_t)n * sizeof *j->fd);
-  for (int k = 0; k < n; k++) j->fd[k] = -1;
+  j->part = sk_calloc((size_t)n, sizeof *j->part);
   for (int i = 0; i < n_side; i++) memcpy(j->m->file[n + i].name, t->side[i].name, sizeof j->m->file->name);
   for (int k = 0; k < n; k++) {
     sk_manifest_file *f = &j->m->file[k];
     snprintf(f->name, sizeof f->name, "%s", j->file[k].name);
     f->n_dset = j->file[k].n_dset;
     f->dset = (sk_dset *)(uintptr_t)j->file[k].dset; // read only
-    j->hash[k] = sk_calloc((size_t)j->file[k].n_slab, sizeof *j->hash[k]);
+    j->part[k] = (sk_ckpt_part){.path = sk_strf("%s/%s", j->tmp, f->name), .file = &j->file[k],
+                                .form = &j->form->file[k], .fd = -1};
+    j->part[k].hash = sk_calloc((size_t)j->file[k].n_slab, sizeof *j->part[k].hash);
   }
 }
 
@@ -460,7 +462,6 @@ static sk_ckpt_job *begin(MPI_Comm comm, char *dir, char *name, const char *run_
   j->tmp = sk_strf("%s/%s.tmp.%s", dir, name, form->who);
   j->m = sk_calloc(1, sizeof *j->m);
   j->m->meta = *meta;
-  j->hash = sk_calloc((size_t)form->n_file, sizeof *j->hash);
   name_files(j);
   start(j, WRITE, write_work);
   return j;
@@ -479,7 +480,7 @@ bool sk_ckpt_go_on(sk_ckpt_job *j) {
   if (j->threaded) pthread_join(j->thread, NULL);
   j->threaded = false;
   if (sk_agree(j->comm, &j->err) != SK_OK) {
-    sync_files(j); // only closes them
+    close_files(j, false, &j->late);
     if (j->rank == 0) sk_fs_remove(j->tmp);
     j->phase = OVER;
   } else if (j->phase == WRITE) {
@@ -501,9 +502,11 @@ int sk_ckpt_end(sk_ckpt_job *j, sk_ckpt_result *r, sk_err *e) {
   for (int k = 0; k < j->form->n_file; k++) r->bytes += j->form->file[k].size;
   if (j->err.code) sk_fail(e, j->err.code, "%s", j->err.msg);
   else if (j->late.code) sk_warn("the checkpoint is complete, but: %s", j->late.msg);
-  for (int k = 0; k < j->form->n_file; k++) sk_free(j->hash[k]);
-  sk_free(j->hash);
-  sk_free(j->fd);
+  for (int k = 0; k < j->form->n_file; k++) {
+    sk_free(j->part[k].hash);
+    sk_free(j->part[k].path);
+  }
+  sk_free(j->part);
   sk_free(j->m->slab);
   sk_free(j->m);
   sk_free(j->run_dir);

@@ -1,4 +1,4 @@
-/* ckpt_write.c: one rank's part of one file of a checkpoint: plain writes, synced and read back. */
+/* ckpt_write.c: one rank's part of one file of a checkpoint: plain writes, each read back at once, and the sync. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -9,17 +9,17 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { BLOCK = 1 << 20 }; // bytes hashed and written, or read and hashed, at a time: stays in a core's cache
+enum { BLOCK = 256 << 10 }; // bytes hashed, written and read back in turn: three of them stay in a core's cache
 
-typedef struct writer {
-  int fd;
-  const char *path;
-  sk_hash *hash;
-  char *buf; /* [BLOCK] */
-  float *slab; /* room for any slab that has no data */
-} writer;
+void sk_ckpt_room_open(sk_ckpt_room *r) { *r = (sk_ckpt_room){.hash = sk_hash_new(), .buf = sk_malloc(BLOCK)}; }
 
-static int write_at(const writer *w, const char *p, size_t n, int64_t at, sk_err *e) {
+void sk_ckpt_room_close(sk_ckpt_room *r) {
+  sk_hash_free(r->hash);
+  sk_free(r->buf);
+  sk_free(r->slab);
+}
+
+static int write_at(const sk_ckpt_part *w, const char *p, size_t n, int64_t at, sk_err *e) {
   while (n > 0) {
     ssize_t k = pwrite(w->fd, p, n, (off_t)at);
     if (k < 0 && errno == EINTR) continue;
@@ -31,7 +31,7 @@ static int write_at(const writer *w, const char *p, size_t n, int64_t at, sk_err
   return SK_OK;
 }
 
-static int read_at(const writer *w, char *p, size_t n, int64_t at, sk_err *e) {
+static int read_at(const sk_ckpt_part *w, char *p, size_t n, int64_t at, sk_err *e) {
   while (n > 0) {
     ssize_t k = pread(w->fd, p, n, (off_t)at);
     if (k < 0 && errno == EINTR) continue;
@@ -43,26 +43,54 @@ static int read_at(const writer *w, char *p, size_t n, int64_t at, sk_err *e) {
   return SK_OK;
 }
 
-/* One contiguous run of bytes into the hash: from memory and to the file, or (data NULL) back from the file. */
-static int do_run(const writer *w, const char *data, size_t n, int64_t at, sk_err *e) {
-  for (size_t done = 0; done < n && !e->code; done += BLOCK) {
+int sk_ckpt_lied(const char *path, const char *where, sk_err *e) {
+  return sk_fail(e, SK_FAILED, "%s: does not hold what was written at %s: the disk, the file system or the memory is at "
+                 "fault", path, where);
+}
+
+/* One contiguous run of bytes into the file and, unless NULL, the hash. Reading it back while it is in the cache costs
+ * a fraction of reading it back later. */
+static int write_run(const sk_ckpt_part *w, const sk_ckpt_room *r, sk_hash *hash, const char *data, size_t n, int64_t at,
+                     const char *where, sk_err *e) {
+  for (size_t done = 0; done < n; done += BLOCK) {
     size_t part = n - done < BLOCK ? n - done : BLOCK;
-    if (data) {
-      write_at(w, data + done, part, at + (int64_t)done, e);
-      // The disk begins now, not at the fsync; a hint, which not every file system takes.
-      if (part == BLOCK) sync_file_range(w->fd, at + (off_t)done, BLOCK, SYNC_FILE_RANGE_WRITE);
-    } else {
-      read_at(w, w->buf, part, at + (int64_t)done, e);
-    }
-    sk_hash_add(w->hash, data ? data + done : w->buf, part);
+    if (hash) sk_hash_add(hash, data + done, part);
+    if (write_at(w, data + done, part, at + (int64_t)done, e) != SK_OK ||
+        read_at(w, r->buf, part, at + (int64_t)done, e) != SK_OK)
+      return e->code;
+    if (memcmp(r->buf, data + done, part) != 0) return sk_ckpt_lied(w->path, where, e);
   }
-  return e->code;
+  return SK_OK;
+}
+
+static void check_slab(const sk_dset *d, const sk_slab *s) {
+  for (int k = 0; k < d->rank; k++)
+    SK_CHECK(s->start[k] >= 0 && s->count[k] >= 0 && s->count[k] <= d->dim[k] - s->start[k],
+             "a slab leaves dataset %s", d->name);
+}
+
+/* Values of a slab without data: in room for the largest of the file, made once. */
+static const float *fill(const sk_ckpt_part *w, sk_ckpt_room *r, int i, sk_err *e) {
+  const sk_ckpt_file *f = w->file;
+  SK_CHECK(f->source, "%s: slabs without data and without a source", f->name);
+  int64_t most = 0;
+  for (int k = 0; k < f->n_slab; k++) {
+    const sk_slab *s = &f->slab[k];
+    int64_t count = s->data ? 0 : sk_slab_count(s, f->dset[s->dset].rank);
+    if (count > most) most = count;
+  }
+  if (most > r->slab_count) r->slab = sk_realloc(r->slab, (size_t)most * sizeof(float)), r->slab_count = most;
+  return f->source->fill(f->source->arg, i, r->slab, e) == SK_OK ? r->slab : NULL;
 }
 
 /* A slab's elements in row-major order, which is their order in the file as well, by runs that lie together there:
- * some indices of `axis` with everything of the axes behind it. data: NULL: back from the file. hash: of the whole slab. */
-static int do_slab(const writer *w, const sk_dset *d, const sk_slab *s, int64_t offset, const float *data,
-                   sk_hash_text hash, sk_err *e) {
+ * some indices of `axis` with everything of the axes behind it. */
+int sk_ckpt_part_slab(const sk_ckpt_part *w, int slab, sk_ckpt_room *r, sk_err *e) {
+  const sk_slab *s = &w->file->slab[slab];
+  const sk_dset *d = &w->file->dset[s->dset];
+  check_slab(d, s);
+  const float *data = s->data ? s->data : fill(w, r, slab, e);
+  if (!data) return e->code;
   int axis = d->rank - 1;
   int64_t run = s->count[axis], runs = 1;
   for (; axis > 0 && s->count[axis] == d->dim[axis]; axis--) run *= s->count[axis - 1];
@@ -74,95 +102,47 @@ static int do_slab(const writer *w, const sk_dset *d, const sk_slab *s, int64_t 
       if (i < axis) index += rest % s->count[i], rest /= s->count[i];
       at += index * stride;
     }
-    do_run(w, data ? (const char *)(data + k * run) : NULL, (size_t)run * sizeof(float),
-           offset + at * (int64_t)sizeof(float), e);
+    write_run(w, r, r->hash, (const char *)(data + k * run), (size_t)run * sizeof(float),
+              w->form->offset[s->dset] + at * (int64_t)sizeof(float), d->name, e);
   }
-  sk_hash_take(w->hash, hash);
+  sk_hash_take(r->hash, w->hash[slab]);
   return e->code;
-}
-
-static void check_slab(const sk_dset *d, const sk_slab *s) {
-  for (int k = 0; k < d->rank; k++)
-    SK_CHECK(s->start[k] >= 0 && s->count[k] >= 0 && s->count[k] <= d->dim[k] - s->start[k],
-             "a slab leaves dataset %s", d->name);
-}
-
-int sk_ckpt_lied(const char *path, const char *where, sk_err *e) {
-  return sk_fail(e, SK_FAILED, "%s: does not hold what was written at %s: the disk, the file system or the memory is at "
-                 "fault", path, where);
-}
-
-/* Writes the slabs (then hash[] gets their hashes) or reads them back and compares. */
-static void do_slabs(const writer *w, const sk_ckpt_file *f, const sk_h5_form *form, bool back, sk_hash_text *hash,
-                     sk_err *e) {
-  for (int i = 0; i < f->n_slab && !e->code; i++) {
-    const sk_slab *s = &f->slab[i];
-    const sk_dset *d = &f->dset[s->dset];
-    const float *data = s->data ? s->data : w->slab;
-    sk_hash_text read;
-    check_slab(d, s);
-    if (sk_slab_count(s, d->rank) == 0) continue;
-    if (!back && !s->data && f->source->fill(f->source->arg, i, w->slab, e) != SK_OK) return;
-    do_slab(w, d, s, form->offset[s->dset], back ? NULL : data, back ? read : hash[i], e);
-    if (back && !e->code && strcmp(read, hash[i]) != 0) sk_ckpt_lied(w->path, d->name, e);
-  }
 }
 
 /* The writer of the structure sees to the size as well, so that a full disk shows at once. */
-static void write_form(const writer *w, const sk_h5_form *form, sk_err *e) {
+static int write_form(const sk_ckpt_part *w, sk_err *e) {
+  const sk_h5_form *form = w->form;
   struct stat st;
-  if (sk_fs_reserve(w->path, form->size, e) != SK_OK) return;
+  sk_ckpt_room r;
+  if (sk_fs_reserve(w->path, form->size, e) != SK_OK) return e->code;
   if (fstat(w->fd, &st) != 0 || (st.st_size != form->size && ftruncate(w->fd, (off_t)form->size) != 0))
-    sk_fs_fail(e, w->path, "written", errno);
+    return sk_fs_fail(e, w->path, "written", errno);
+  sk_ckpt_room_open(&r);
   for (int i = 0; i < form->n_piece && !e->code; i++)
-    write_at(w, form->piece[i].data, form->piece[i].n, form->piece[i].at, e);
-}
-
-static void check_form(const writer *w, const sk_h5_form *form, sk_err *e) {
-  for (int i = 0; i < form->n_piece; i++)
-    for (size_t done = 0; done < form->piece[i].n && !e->code; done += BLOCK) {
-      size_t part = form->piece[i].n - done < BLOCK ? form->piece[i].n - done : BLOCK;
-      if (read_at(w, w->buf, part, form->piece[i].at + (int64_t)done, e) != SK_OK) return;
-      if (memcmp(w->buf, form->piece[i].data + done, part) != 0) sk_ckpt_lied(w->path, "HDF5's structures", e);
-    }
-}
-
-/* Room for the largest slab without data; NULL when all have theirs. */
-static float *make_room(const sk_ckpt_file *f) {
-  int64_t most = 0;
-  for (int i = 0; i < f->n_slab; i++) {
-    const sk_slab *s = &f->slab[i];
-    int64_t count = s->data ? 0 : sk_slab_count(s, f->dset[s->dset].rank);
-    if (count > most) most = count;
-  }
-  SK_CHECK(f->source || most == 0, "%s: slabs without data and without a source", f->name);
-  return most ? sk_malloc((size_t)most * sizeof(float)) : NULL;
-}
-
-int sk_ckpt_write_file(const char *path, const sk_ckpt_file *f, const sk_h5_form *form, bool structure,
-                       sk_hash_text *hash, int *fd, sk_err *e) {
-  writer w = {.path = path, .hash = sk_hash_new(), .buf = sk_malloc(BLOCK), .slab = make_room(f)};
-  *fd = w.fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-  if (w.fd < 0) {
-    sk_fs_fail(e, path, "created", errno);
-  } else {
-    if (structure) write_form(&w, form, e);
-    do_slabs(&w, f, form, false, hash, e);
-    do_slabs(&w, f, form, true, hash, e);
-    if (structure && !e->code) check_form(&w, form, e);
-    // A close is what makes NFS show it to the other nodes, which are about to read it.
-    int copy = dup(w.fd);
-    if (copy < 0 || close(copy) != 0) sk_fs_fail(e, path, "written", errno);
-  }
-  sk_hash_free(w.hash);
-  sk_free(w.buf);
-  sk_free(w.slab);
+    write_run(w, &r, NULL, form->piece[i].data, form->piece[i].n, form->piece[i].at, "HDF5's structures", e);
+  sk_ckpt_room_close(&r);
   return e->code;
 }
 
-int sk_ckpt_sync_file(const char *path, int *fd, sk_err *e) {
-  if (*fd >= 0 && !e->code && fsync(*fd) != 0) sk_fs_fail(e, path, "written to disk", errno);
-  if (*fd >= 0 && close(*fd) != 0) sk_fs_fail(e, path, "written to disk", errno);
-  *fd = -1;
+int sk_ckpt_part_open(sk_ckpt_part *w, bool structure, sk_err *e) {
+  w->fd = open(w->path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  if (w->fd < 0) return sk_fs_fail(e, w->path, "created", errno);
+  return structure ? write_form(w, e) : SK_OK;
+}
+
+void sk_ckpt_part_flush(const sk_ckpt_part *w) {
+  if (w->fd >= 0) sync_file_range(w->fd, 0, 0, SYNC_FILE_RANGE_WRITE); // a hint, which not every file system takes
+}
+
+int sk_ckpt_part_show(const sk_ckpt_part *w, sk_err *e) {
+  int copy = w->fd >= 0 ? dup(w->fd) : -1;
+  if (w->fd >= 0 && (copy < 0 || close(copy) != 0)) sk_fs_fail(e, w->path, "written", errno);
+  return e->code;
+}
+
+int sk_ckpt_part_close(sk_ckpt_part *w, bool sync, sk_err *e) {
+  if (w->fd >= 0 && sync && fsync(w->fd) != 0) sk_fs_fail(e, w->path, "written to disk", errno);
+  if (w->fd >= 0 && close(w->fd) != 0) sk_fs_fail(e, w->path, "written to disk", errno);
+  w->fd = -1;
   return e->code;
 }

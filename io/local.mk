@@ -2,6 +2,7 @@
 libsaker_a_SOURCES += \
   io/ckpt.c io/ckpt.h io/ckpt_job.h io/ckpt_side.c \
   io/ckpt_save.c \
+  io/ckpt_work.c \
   io/ckpt_write.c \
   io/deck.c io/deck.h \
   io/events.c io/events.h \

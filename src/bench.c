@@ -85,9 +85,19 @@ static char *model_name(const options *o) {
   return name;
 }
 
+/* What MPI has granted: it may cost something. */
+static const char *thread_level(void) {
+  int level;
+  SK_MPI(MPI_Query_thread(&level));
+  return level == MPI_THREAD_MULTIPLE     ? "multiple"
+         : level == MPI_THREAD_SERIALIZED ? "serialized"
+         : level == MPI_THREAD_FUNNELED   ? "funneled"
+                                          : "single";
+}
+
 json_t *sk_bench_result(sk_bench *b, const char *what, const char *device) {
-  json_t *o = json_pack("{s:s, s:s, s:i, s:s, s:s}", "bench", what, "device", device, "ranks", b->ranks, "commit",
-                        SK_COMMIT, "command", b->command);
+  json_t *o = json_pack("{s:s, s:s, s:i, s:s, s:s, s:s}", "bench", what, "device", device, "ranks", b->ranks, "commit",
+                        SK_COMMIT, "command", b->command, "mpi_threads", thread_level());
   SK_CHECK(o, "a result cannot be made");
   if (b->results) json_array_append_new(b->results, o);
   return o;

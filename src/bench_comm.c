@@ -107,6 +107,43 @@ static void all_tables(sk_bench *b, call *k, sk_err *e) {
   }
 }
 
+/* ---- plain MPI messages ---- */
+
+/* Seconds from rank 0 to rank 1, half of there and back, by the clock of rank 0. */
+static double ping_pong(const sk_bench *b, char *buf, int bytes, int rounds) {
+  MPI_Barrier(b->comm);
+  double begin = sk_now();
+  for (int i = 0; i < rounds && b->rank < 2; i++) {
+    if (b->rank == 0) SK_MPI(MPI_Send(buf, bytes, MPI_BYTE, 1, 0, b->comm));
+    SK_MPI(MPI_Recv(buf, bytes, MPI_BYTE, 1 - b->rank, 0, b->comm, MPI_STATUS_IGNORE));
+    if (b->rank == 1) SK_MPI(MPI_Send(buf, bytes, MPI_BYTE, 0, 0, b->comm));
+  }
+  return (sk_now() - begin) / (2 * rounds);
+}
+
+/* What the level of threads that MPI grants costs shows here first (SAKER_MPI_THREADS asks for less). */
+static void messages(sk_bench *b) {
+  static const int size[] = {8, 1 << 20};
+  char *buf = sk_calloc(1, 1 << 20);
+  for (int k = 0; k < 2; k++) {
+    int rounds = size[k] > 4096 ? 200 : 5000;
+    double best = 1e30;
+    for (int64_t i = -b->warmup; i < b->repeat; i++) {
+      double s = ping_pong(b, buf, size[k], rounds);
+      if (i >= 0 && s < best) best = s;
+    }
+    sk_say("  %-13s %-8s %12s %12.3f us %10.3f GB/s", "MPI", "message", sk_bytes(size[k]), 1e6 * best, 1e-9 * size[k] / best);
+    json_t *o = sk_bench_result(b, "comm", "host memory");
+    json_object_set_new(o, "transport", json_string("MPI"));
+    json_object_set_new(o, "kind", json_string("message"));
+    json_object_set_new(o, "bytes", json_real(size[k]));
+    json_object_set_new(o, "ms", json_real(1e3 * best));
+    json_object_set_new(o, "gbps", json_real(1e-9 * size[k] / best));
+    if (!b->results) json_decref(o);
+  }
+  sk_free(buf);
+}
+
 static int node_rank(MPI_Comm comm) {
   MPI_Comm node;
   int rank;
@@ -139,6 +176,7 @@ int sk_bench_comm(sk_bench *b, sk_err *e) {
     sk_free(host);
     sk_say("Communication over %d ranks with a %s, best of %lld; GB/s: sent by a rank, which receives as much", b->ranks,
            k.op == sk_cuda ? "GPU each" : "CPU", (long long)b->repeat);
+    messages(b);
     all_tables(b, &k, e);
   }
   k.op->free(k.dev, k.a);

@@ -4,7 +4,7 @@
 #define _GNU_SOURCE
 #endif
 #include "src/bench.h"
-#include "io/fsutil.h"
+#include "io/ckpt_job.h"
 #include "src/checkpoint.h"
 #include "src/layout.h"
 #include <errno.h>
@@ -14,7 +14,8 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { COPY, STALL, PLAIN, WAITING, BEHIND, LOAD, STEP, STEP_BUSY, KINDS };
+enum { COPY, STALL, PLAIN, HASH, WAITING, BEHIND, REMOVE, LOAD, STEP, STEP_BUSY, KINDS };
+enum { NONE = LOAD }; /* compared with nothing */
 
 typedef struct bench_io {
   sk_bench *b;
@@ -23,7 +24,11 @@ typedef struct bench_io {
   int32_t *ids, *label, *start;
   int64_t steps; /* done so far */
   sk_saver *saver;
-  char *run, *plain; /* folder of the checkpoints, file of the plain writes */
+  int n_file, writers; /* of a checkpoint; threads of each rank that write */
+  const sk_ckpt_form *form;
+  const char *data; /* what plain writes write */
+  int *fd; /* [n_file] of theirs */
+  char *run; /* folder of the checkpoints and the plain writes */
   size_t bytes;  /* of this rank */
   double total;  /* of all ranks: 12 bytes per parameter */
   double *each[KINDS]; /* seconds, of the slowest rank */
@@ -97,26 +102,94 @@ static void plain_copy(bench_io *s, sk_err *e) {
   op->host_free(dev, to);
 }
 
-/* As many bytes by pwrite into one file, each rank in its place, synced. */
-static void plain_write(bench_io *s, const char *data, sk_err *e) {
+/* This thread's share of all files, of the same size each, in blocks: some threads begin with one, some with another. */
+static void for_blocks(bench_io *s, int thread, void (*one)(bench_io *, int fd, const char *, size_t, off_t, sk_err *),
+                       sk_err *e) {
   enum { BLOCK = 16 << 20 };
-  int64_t mine = (int64_t)s->bytes, at = 0;
-  SK_MPI(MPI_Exscan(&mine, &at, 1, MPI_INT64_T, MPI_SUM, s->b->comm));
-  if (s->b->rank == 0) at = 0;
+  int64_t all = (int64_t)s->b->ranks * s->writers, me = (int64_t)s->b->rank * s->writers + thread, used = 0;
+  for (int i = 0; i < s->n_file; i++) {
+    int k = (int)((me + i) % s->n_file);
+    int64_t size = sk_ckpt_form_bytes(s->form, k), at = size / all * me, end = me == all - 1 ? size : size / all * (me + 1);
+    for (; at < end && !e->code; at += BLOCK, used += BLOCK) {
+      size_t part = (size_t)(end - at < BLOCK ? end - at : BLOCK);
+      size_t room = s->bytes > BLOCK ? s->bytes - BLOCK : 0; /* another place in memory for each block */
+      size_t from = room ? (size_t)(thread * (int64_t)room / s->writers + used) % room / 64 * 64 : 0;
+      one(s, s->fd[k], s->data + from, part, at, e);
+    }
+  }
+}
+
+static void write_block(bench_io *s, int fd, const char *p, size_t n, off_t at, sk_err *e) {
+  for (size_t done = 0; done < n && !e->code;) {
+    ssize_t k = pwrite(fd, p + done, n - done, at + (off_t)done);
+    if (k > 0) done += (size_t)k;
+    else if (errno != EINTR) sk_fs_fail(e, s->run, "written", errno);
+  }
+}
+
+static void hash_block(bench_io *s, int fd, const char *p, size_t n, off_t at, sk_err *e) {
+  char hex[SK_HASH_HEX];
+  (void)fd, (void)at;
+  sk_hash_hex(p, n, hex);
+  if (!hex[0]) sk_fail(e, SK_FAILED, "%s: no hash", s->run);
+}
+
+static void write_share(void *arg, int worker, int i, sk_err *e) {
+  (void)worker;
+  for_blocks(arg, i, write_block, e);
+}
+
+static void hash_share(void *arg, int worker, int i, sk_err *e) {
+  (void)worker;
+  for_blocks(arg, i, hash_block, e);
+}
+
+typedef struct in_thread {
+  bench_io *s;
+  void (*one)(void *, int, int, sk_err *);
+  sk_err *e;
+} in_thread;
+
+static void *run_writers(void *arg) {
+  in_thread *t = arg;
+  sk_ckpt_widen();
+  sk_ckpt_each(t->s->writers, t->s->writers, t->one, t->s, t->e);
+  return NULL;
+}
+
+/* By the threads that a checkpoint has. */
+static void by_writers(bench_io *s, void (*one)(void *, int, int, sk_err *), sk_err *e) {
+  pthread_t thread;
+  in_thread t = {s, one, e};
+  if (sk_ckpt_thread(&thread, run_writers, &t)) pthread_join(thread, NULL);
+  else run_writers(&t);
+}
+
+/* As many bytes by pwrite into as many preallocated files by as many threads, synced by every rank. */
+static void plain_write(bench_io *s, sk_err *e) {
+  char **path = sk_calloc((size_t)s->n_file, sizeof *path);
+  for (int k = 0; k < s->n_file; k++) path[k] = sk_strf("%s/plain-%d", s->run, k);
   MPI_Barrier(s->b->comm);
   double begin = sk_now();
-  if (s->b->rank == 0) sk_fs_reserve(s->plain, (int64_t)s->total, e);
-  int fd = open(s->plain, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-  if (fd < 0) sk_fs_fail(e, s->plain, "created", errno);
-  for (size_t done = 0; done < s->bytes && !e->code;) {
-    ssize_t k = pwrite(fd, data + done, s->bytes - done < BLOCK ? s->bytes - done : BLOCK, (off_t)(at + (int64_t)done));
-    if (k > 0) done += (size_t)k;
-    else if (errno != EINTR) sk_fs_fail(e, s->plain, "written", errno);
+  for (int k = 0; k < s->n_file; k++) {
+    if (s->b->rank == 0 && !e->code) sk_fs_reserve(path[k], sk_ckpt_form_bytes(s->form, k), e);
+    s->fd[k] = open(path[k], O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (s->fd[k] < 0) sk_fs_fail(e, path[k], "created", errno);
   }
-  if (fd >= 0 && (fsync(fd) != 0 || close(fd) != 0)) sk_fs_fail(e, s->plain, "written", errno);
+  if (!e->code) by_writers(s, write_share, e);
+  for (int k = 0; k < s->n_file; k++)
+    if (s->fd[k] >= 0 && (fsync(s->fd[k]) != 0 || close(s->fd[k]) != 0)) sk_fs_fail(e, path[k], "written", errno);
   note(s, PLAIN, sk_now() - begin);
-  if (sk_agree(s->b->comm, e) == SK_OK && s->b->rank == 0) unlink(s->plain);
+  sk_agree(s->b->comm, e);
+  for (int k = 0; k < s->n_file; k++) {
+    if (s->b->rank == 0) unlink(path[k]);
+    sk_free(path[k]);
+  }
+  sk_free(path);
   MPI_Barrier(s->b->comm);
+  begin = sk_now();
+  if (!e->code) by_writers(s, hash_share, e);
+  note(s, HASH, sk_now() - begin);
 }
 
 /* ---- the real thing ---- */
@@ -124,7 +197,17 @@ static void plain_write(bench_io *s, const char *data, sk_err *e) {
 static sk_ckpt_job *begin_save(bench_io *s, int64_t at) {
   const sk_ckpt_meta meta = {.step = at, .grid = {s->grid.n[0], s->grid.n[1], s->grid.n[2], s->grid.n[3]},
                              .deck = s->b->cfg->resolved};
-  return sk_saver_begin(s->saver, s->run, &meta, 2, 0);
+  return sk_saver_begin(s->saver, s->run, &meta, 0, 0);
+}
+
+/* By rank 0, as it happens to the oldest one when there are enough of them; not counted as writing. */
+static void remove_saved(bench_io *s, int64_t at) {
+  char *path = sk_strf("%s/checkpoints/step-%08lld", s->run, (long long)at);
+  MPI_Barrier(s->b->comm);
+  double begin = sk_now();
+  if (s->b->rank == 0) sk_fs_remove(path);
+  note(s, REMOVE, sk_now() - begin);
+  sk_free(path);
 }
 
 static void save_waiting(bench_io *s, int64_t at, sk_err *e) {
@@ -184,6 +267,8 @@ static void line(bench_io *s, const char *kind, double bytes, double seconds, in
   sk_say("  %-32s %11.1f ms  %12s  %s", kind, 1e3 * seconds, rate, factor);
   json_t *o = sk_bench_result(s->b, "io", s->engine.ctx.op->describe(s->engine.ctx.dev));
   json_object_set_new(o, "kind", json_string(kind));
+  json_object_set_new(o, "files", json_integer(s->n_file));
+  json_object_set_new(o, "writers", json_integer(s->writers));
   json_object_set_new(o, "bytes", json_real(bytes));
   json_object_set_new(o, "ms", json_real(1e3 * seconds));
   json_object_set_new(o, "gbps", json_real(1e-9 * bytes / seconds));
@@ -192,18 +277,20 @@ static void line(bench_io *s, const char *kind, double bytes, double seconds, in
 }
 
 static void report(bench_io *s) {
-  sk_say("Checkpoints of %s on %d rank%s, %s (%s in all), in %s; medians of %lld", s->b->model, s->b->ranks,
-         s->b->ranks == 1 ? "" : "s", s->engine.ctx.op->describe(s->engine.ctx.dev), sk_bytes(s->total), s->run,
-         (long long)s->b->repeat);
-  line(s, "plain copy to the host", s->total, median(s, COPY), LOAD, false);
+  sk_say("Checkpoints of %s on %d rank%s, %s (%s in %d files by %d writers in each rank), in %s; medians of %lld", s->b->model,
+         s->b->ranks, s->b->ranks == 1 ? "" : "s", s->engine.ctx.op->describe(s->engine.ctx.dev), sk_bytes(s->total),
+         s->n_file, s->writers, s->run, (long long)s->b->repeat);
+  line(s, "plain copy to the host", s->total, median(s, COPY), NONE, false);
   line(s, "stall", s->total, median(s, STALL), COPY, false);
-  line(s, "step", 0, median(s, STEP), LOAD, false);
+  line(s, "step", 0, median(s, STEP), NONE, false);
   if (s->n[STEP_BUSY]) line(s, "step while writing", 0, median(s, STEP_BUSY), STEP, false);
   else sk_say("  no step lay within a save: a larger model or more of it in the batch tells more");
-  line(s, "plain writes, synced", s->total, median(s, PLAIN), LOAD, false);
+  line(s, "plain writes, synced", s->total, median(s, PLAIN), NONE, false);
+  line(s, "hashing alone", s->total, median(s, HASH), NONE, false);
   line(s, "checkpoint, training waits", s->total, median(s, WAITING), PLAIN, true);
   line(s, "checkpoint, behind training", s->total, median(s, BEHIND), PLAIN, true);
-  line(s, "load", s->total, median(s, LOAD), LOAD, false);
+  line(s, "removal of a checkpoint", s->total, median(s, REMOVE), NONE, false);
+  line(s, "load", s->total, median(s, LOAD), NONE, false);
 }
 
 static int measure(bench_io *s, sk_err *e) {
@@ -211,12 +298,17 @@ static int measure(bench_io *s, sk_err *e) {
   sk_bench_random((float *)(void *)data, (int64_t)(s->bytes / sizeof(float)), (uint64_t)s->b->rank, 1);
   for (int64_t i = 0; i < s->b->warmup; i++) step(s);
   plain_copy(s, e);
+  s->data = data;
+  s->fd = sk_calloc((size_t)s->n_file, sizeof *s->fd);
   for (int64_t i = 0; i < s->b->repeat && !e->code; i++) { // in turn: disks and neighbours change with time
-    plain_write(s, data, e);
+    plain_write(s, e);
     if (!e->code) save_waiting(s, 2 * i + 1, e);
+    remove_saved(s, 2 * i + 1);
     if (!e->code) save_behind(s, 2 * i + 2, e);
     if (!e->code) load(s, 2 * i + 2, e);
+    remove_saved(s, 2 * i + 2);
   }
+  sk_free(s->fd);
   sk_free(data);
   return e->code;
 }
@@ -228,13 +320,14 @@ int sk_bench_io(sk_bench *b, const char *folder, sk_err *e) {
   if (sk_layout_grid(c, b->ranks, n, e) != SK_OK) return e->code;
   sk_grid_create(&s.grid, b->comm, n);
   s.run = sk_strf("%s/saker-bench", folder);
-  s.plain = sk_strf("%s/plain", s.run);
   if (sk_engine_open(&s.engine, c, b->op, b->comms, &s.grid, true, c->train.micro_batch, c->data.sequence,
                      c->data.sequence, e) == SK_OK) {
     random_tokens(&s, c);
     sk_engine_init(&s.engine);
     if (sk_saver_open(b->comm, &s.engine, s.run, "bench", c->checkpoint.files, &s.saver, e) == SK_OK) {
       s.bytes = sk_saver_bytes(s.saver);
+      s.n_file = sk_saver_files(s.saver, &s.form);
+      s.writers = sk_ckpt_form_writers(s.form);
       s.total = (double)s.bytes;
       SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &s.total, 1, MPI_DOUBLE, MPI_SUM, b->comm));
       if (measure(&s, e) == SK_OK) report(&s);
@@ -247,7 +340,6 @@ int sk_bench_io(sk_bench *b, const char *folder, sk_err *e) {
   for (int k = 0; k < KINDS; k++) sk_free(s.each[k]);
   sk_free(s.ids);
   sk_free(s.run);
-  sk_free(s.plain);
   sk_grid_destroy(&s.grid);
   return e->code;
 }

@@ -154,6 +154,11 @@ void sk_saver_close(sk_saver *s) {
 
 size_t sk_saver_bytes(const sk_saver *s) { return 3 * s->n * sizeof(float); }
 
+int sk_saver_files(const sk_saver *s, const sk_ckpt_form **form) {
+  *form = s->form;
+  return s->n_file;
+}
+
 sk_ckpt_job *sk_saver_begin(sk_saver *s, const char *run_dir, const sk_ckpt_meta *meta, int64_t keep,
                             int64_t keep_every) {
   sk_engine *g = s->g;

@@ -16,6 +16,8 @@ int sk_saver_open(MPI_Comm comm, sk_engine *g, const char *run_dir, const char *
                   sk_err *e);
 void sk_saver_close(sk_saver *s);
 size_t sk_saver_bytes(const sk_saver *s);
+/* How many files, and what they are made of: for comparisons. */
+int sk_saver_files(const sk_saver *s, const sk_ckpt_form **form);
 
 /* Not collective, but for every rank. Copies this rank's ZeRO slices to the host and begins to write them to
  * RUN/checkpoints/step-N: /params/NAME, /m/NAME, /v/NAME. The engine may go on at once; no other save may begin before

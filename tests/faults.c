@@ -247,9 +247,11 @@ static int in_a_call(int kind, int64_t nth, uint64_t pick, int who, bool again, 
 }
 
 static void new_form(void) {
+  static int64_t made;
   sk_err e = {0};
   sk_ckpt_form_free(form);
   SK_CHECK(sk_ckpt_form_make(MPI_COMM_WORLD, run, "faults", FILES, file, &form, &e) == SK_OK, "%s", e.msg);
+  sk_ckpt_form_set_writers(form, 1 + (int)(made++ % 4)); /* one thread to four, on any machine */
 }
 
 /* Whether there was a fault: not every call can suffer each of them. */

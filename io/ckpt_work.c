@@ -1,0 +1,100 @@
+/* ckpt_work.c: the threads that save. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "io/ckpt_job.h"
+#include <dirent.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+/* Cores of all threads of the process: a new thread starts on those of the one that made it, which OpenMP may have
+ * bound to a single one. */
+static void all_cores(cpu_set_t *all) {
+  cpu_set_t one;
+  DIR *d = opendir("/proc/self/task");
+  CPU_ZERO(all);
+  for (struct dirent *x; d && (x = readdir(d)) != NULL;) {
+    int tid = atoi(x->d_name);
+    if (tid > 0 && sched_getaffinity(tid, sizeof one, &one) == 0) CPU_OR(all, all, &one);
+  }
+  if (d) closedir(d);
+}
+
+void sk_ckpt_widen(void) {
+  cpu_set_t all;
+  all_cores(&all);
+  if (CPU_COUNT(&all) > 0) sched_setaffinity(0, sizeof all, &all); // only for speed
+}
+
+int sk_ckpt_workers(MPI_Comm comm, bool *first) {
+  MPI_Comm node;
+  cpu_set_t all;
+  int rank, ranks;
+  SK_MPI(MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node));
+  SK_MPI(MPI_Comm_rank(node, &rank));
+  SK_MPI(MPI_Comm_size(node, &ranks));
+  all_cores(&all);
+  SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &all, sizeof all, MPI_BYTE, MPI_BOR, node));
+  SK_MPI(MPI_Comm_free(&node));
+  *first = rank == 0;
+  int n = CPU_COUNT(&all) / (2 * ranks);
+  return n < 1 ? 1 : n < SK_CKPT_WORKERS ? n : SK_CKPT_WORKERS;
+}
+
+bool sk_ckpt_thread(pthread_t *thread, void *(*run)(void *), void *arg) {
+  sigset_t all, old;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &old);
+  bool there = pthread_create(thread, NULL, run, arg) == 0;
+  pthread_sigmask(SIG_SETMASK, &old, NULL);
+  return there;
+}
+
+typedef struct worker {
+  struct work *of;
+  pthread_t thread;
+  bool threaded;
+  int failed; /* i */
+  sk_err err;
+} worker;
+
+typedef struct work {
+  void (*one)(void *, int, int, sk_err *);
+  void *arg;
+  int n;
+  atomic_int next;
+  atomic_bool stop;
+  worker worker[SK_CKPT_WORKERS];
+} work;
+
+static void *work_on(void *arg) {
+  worker *w = arg;
+  work *s = w->of;
+  while (!w->err.code && !atomic_load(&s->stop)) {
+    int i = atomic_fetch_add(&s->next, 1);
+    if (i >= s->n) break;
+    s->one(s->arg, (int)(w - s->worker), i, &w->err);
+    w->failed = i;
+    if (w->err.code) atomic_store(&s->stop, true);
+  }
+  return NULL;
+}
+
+int sk_ckpt_each(int n, int workers, void (*one)(void *, int, int, sk_err *), void *arg, sk_err *e) {
+  int threads = n < workers ? n : workers, worst = -1;
+  work *s = sk_calloc(1, sizeof *s);
+  *s = (work){.one = one, .arg = arg, .n = n};
+  for (int i = 0; i < threads; i++) s->worker[i].of = s;
+  for (int i = 1; i < threads; i++) s->worker[i].threaded = sk_ckpt_thread(&s->worker[i].thread, work_on, &s->worker[i]);
+  if (threads > 0) work_on(&s->worker[0]);
+  for (int i = 0; i < threads; i++) {
+    worker *w = &s->worker[i];
+    if (w->threaded) pthread_join(w->thread, NULL);
+    if (w->err.code && (worst < 0 || w->failed < s->worker[worst].failed)) worst = i;
+  }
+  if (worst >= 0) sk_fail(e, s->worker[worst].err.code, "%s", s->worker[worst].err.msg);
+  sk_free(s);
+  return e->code;
+}
