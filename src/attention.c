@@ -28,10 +28,10 @@ void sk_attention_add(sk_registry *r, const sk_model_cfg *m, int64_t layer, sk_a
   int64_t h0 = sk_segment_units(&q, r->tp, r->tp_rank, &a->H);
   sk_segment_units(&kv, r->tp, r->tp_rank, &a->KV);
   find_spans(a, h0, H / KV);
-  const sk_linear_part qkv[] = {{"self_attn.q_proj", H * hd, 1, {q}},
-                                {"self_attn.k_proj", KV * hd, 1, {kv}},
-                                {"self_attn.v_proj", KV * hd, 1, {kv}}};
-  const sk_linear_part o = {"self_attn.o_proj", m->hidden_size, 1, {q}};
+  const sk_linear_part qkv[] = {{"self_attn.q_proj", H * hd, 0, 1, {q}},
+                                {"self_attn.k_proj", KV * hd, 0, 1, {kv}},
+                                {"self_attn.v_proj", KV * hd, 0, 1, {kv}}};
+  const sk_linear_part o = {"self_attn.o_proj", m->hidden_size, 0, 1, {q}};
   a->qkv = sk_linear_add(r, layer, qkv, 3, m->hidden_size, false, m->attention_bias,
                          m->attention_in_multiplier, 1);
   a->o = sk_linear_add(r, layer, &o, 1, H * hd, true, m->attention_bias, m->attention_out_multiplier,

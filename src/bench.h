@@ -15,6 +15,7 @@ typedef struct sk_bench {
   const char *model;        /* name of the model, from the deck */
   const char *command;      /* how to run this again */
   int64_t repeat, warmup;
+  bool no_overlap;          /* step: every exchange is waited for at once */
   const sk_ops *op;
   const sk_comm_ops *comms;
   json_t *results;          /* array, on rank 0 */

@@ -1,6 +1,8 @@
 /* bench_step.c: whole training steps on random tokens: what `saker train` does in a step, without files. */
 #include "src/bench.h"
+#include "src/device.h"
 #include "src/layout.h"
+#include "src/overlap.h"
 #include "src/progress.h"
 #include "src/trace.h"
 #include <math.h>
@@ -80,12 +82,15 @@ static json_t *breakdown(sk_bench *b, state *s, double seconds, double branch[2]
   const sk_ops *op = c->op;
   json_t *all = json_array();
   double sum = 0, gemm = 0;
+  sk_stream *second = c->branch ? c->branch->st : NULL;
+  if (second) c->branch->st = c->st;
   sk_timer_start(&timer);
   c->timer = &timer;
   c->op = sk_trace_open(op, c->dev, &timer);
   one_step(s, b->cfg, b->warmup + b->repeat + 1);
   int n = sk_trace_read(line, LINES);
   sk_trace_close();
+  if (second) c->branch->st = second;
   c->op = op;
   c->timer = NULL;
   branch[0] = branch[1] = 0;
@@ -113,13 +118,110 @@ static json_t *breakdown(sk_bench *b, state *s, double seconds, double branch[2]
   return all;
 }
 
+/* ---- exchanges ---- */
+
+/* The waits of one step, of the rank that waits longest. */
+static void watch_step(sk_bench *b, state *s, bool now, sk_exchange_cost cost[SK_X_KINDS]) {
+  double waited[SK_X_KINDS];
+  sk_overlap_open(&s->engine, now);
+  one_step(s, b->cfg, b->warmup + b->repeat + 1);
+  sk_overlap_begin();
+  one_step(s, b->cfg, b->warmup + b->repeat + 2);
+  sk_overlap_end(cost);
+  for (int k = 0; k < SK_X_KINDS; k++) waited[k] = cost[k].waited;
+  SK_MPI(MPI_Allreduce(MPI_IN_PLACE, waited, SK_X_KINDS, MPI_DOUBLE, MPI_MAX, s->grid.world));
+  for (int k = 0; k < SK_X_KINDS; k++) cost[k].waited = waited[k];
+}
+
+/* Every kind of exchange: alone, and how long compute stood still for it; step_ms[2]: with overlap and without. */
+static json_t *exchanges(sk_bench *b, state *s, const double seconds[2]) {
+  sk_exchange_cost with[SK_X_KINDS], without[SK_X_KINDS];
+  double alone[SK_X_KINDS];
+  json_t *all = json_array();
+  watch_step(b, s, true, without);
+  sk_overlap_close();
+  watch_step(b, s, false, with);
+  for (int k = 0; k < SK_X_KINDS; k++) alone[k] = sk_overlap_alone((sk_exchange_kind)k);
+  sk_overlap_close();
+  sk_say("\n%-20s %6s %10s %16s %16s   ms per step", "exchange", "calls", "alone", "waited, overlap", "no overlap");
+  for (int k = 0; k < SK_X_KINDS; k++) {
+    if (alone[k] == 0) continue;
+    sk_say("%-20s %6lld %10.3f %16.3f %16.3f", sk_exchange_name[k], (long long)with[k].calls, 1e3 * alone[k],
+           1e3 * with[k].waited, 1e3 * without[k].waited);
+    json_array_append_new(all, json_pack("{s:s, s:I, s:f, s:f, s:f}", "kind", sk_exchange_name[k], "calls",
+                                         (json_int_t)with[k].calls, "alone_ms", 1e3 * alone[k], "waited_ms",
+                                         1e3 * with[k].waited, "waited_no_overlap_ms", 1e3 * without[k].waited));
+  }
+  if (seconds[1] > 0)
+    sk_say("A step takes %.1f ms with overlap and %.1f ms without (the same bits)", 1e3 * seconds[0], 1e3 * seconds[1]);
+  return all;
+}
+
+/* ---- model FLOP/s of the peak ---- */
+
+typedef struct square {
+  const sk_ops *op;
+  sk_stream *st;
+  sk_dtype act;
+  int64_t m;
+  void *p[3];
+} square;
+
+static void multiply(void *arg) {
+  square *q = arg;
+  q->op->gemm(q->st, false, true, q->m, q->m, q->m, 1, q->p[0], q->m, q->p[1], q->m, 0, q->p[2], q->m, q->act);
+}
+
+/* FLOP/s of a large matrix product; 0 when there is no memory for it. */
+static double product_ceiling(sk_bench *b, const sk_ctx *c) {
+  bool cpu = strcmp(c->op->name, "cpu") == 0;
+  square q = {c->op, c->st, c->act, cpu ? 1024 : 8192, {0}};
+  int64_t n = q.m * q.m;
+  double rate = 0;
+  for (int i = 0; i < 3; i++) q.p[i] = c->op->alloc(c->dev, (size_t)n * sk_dtype_size(c->act));
+  if (q.p[0] && q.p[1] && q.p[2]) {
+    float *host = sk_malloc((size_t)n * sizeof *host);
+    void *act = sk_malloc((size_t)n * sk_dtype_size(c->act));
+    for (int i = 0; i < 2; i++) {
+      sk_bench_random(host, n, (uint64_t)i + 1, 1);
+      sk_cpu_ops.cast(NULL, act, c->act, host, SK_F32, n);
+      c->op->from_host(c->st, q.p[i], act, (size_t)n * sk_dtype_size(c->act));
+    }
+    sk_free(host);
+    sk_free(act);
+    rate = 2.0 * pow((double)q.m, 3) / sk_bench_time(b, c->st, multiply, &q);
+  }
+  for (int i = 0; i < 3; i++) c->op->free(c->dev, q.p[i]);
+  return rate;
+}
+
+/* mfu = 3 x model FLOP of the forward pass x tokens / (seconds x ranks x peak). */
+static void utilization(sk_bench *b, const state *s, double flops, json_t *o) {
+  const sk_ctx *c = &s->engine.ctx;
+  double peak = sk_device_peak(c->op->describe(c->dev), c->act);
+  const char *from = peak > 0 ? "the device's data sheet" : "a large matrix product in this run";
+  if (peak <= 0) {
+    peak = product_ceiling(b, c);
+    SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &peak, 1, MPI_DOUBLE, MPI_MIN, s->grid.world));
+  }
+  if (peak <= 0) return;
+  double mfu = flops / (peak * b->ranks);
+  sk_say("  MFU %.1f %%: 3 x forward model FLOP x tokens/s / (ranks x %.4g TFLOP/s, from %s)\n", 100 * mfu,
+         1e-12 * peak, from);
+  json_object_set_new(o, "mfu", json_real(mfu));
+  json_object_set_new(o, "mfu_formula", json_string("3 x forward model FLOP x tokens/s / (ranks x peak)"));
+  json_object_set_new(o, "peak_tflops", json_real(1e-12 * peak));
+  json_object_set_new(o, "peak_from", json_string(from));
+}
+
 static double peak_gib(const sk_engine *g) {
   size_t used = g->ctx.op->used(g->ctx.dev);
   return used ? (double)used / (1 << 30) : sk_peak_gib();
 }
 
-/* seconds[0]: a step with the branches one after the other, [1]: on two streams. */
-static void report(sk_bench *b, state *s, const double each[2]) {
+/* each[0]: seconds of a step with the branches one after the other, [1]: on two streams, [2]: with every exchange
+ * waited for at once, 0 where that was not measured. */
+static void report(sk_bench *b, state *s, const double each[3]) {
   const sk_config *c = b->cfg;
   const sk_engine *g = &s->engine;
   double seconds = each[1], branch[2];
@@ -129,7 +231,7 @@ static void report(sk_bench *b, state *s, const double each[2]) {
   SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &gib, 1, MPI_DOUBLE, MPI_MAX, s->grid.world));
   sk_say("%s on %d rank%s (tp %d x cp %d x pp %d x dp %d), %s", b->model, b->ranks, b->ranks == 1 ? "" : "s",
          s->grid.n[SK_TP], s->grid.n[SK_CP], s->grid.n[SK_PP], s->grid.n[SK_DP], device);
-  sk_say("  %.1f ms per step of %lld x %lld tokens, %.1f tokens/s, %.4f model TFLOP/s, %.2f GiB\n",
+  sk_say("  %.1f ms per step of %lld x %lld tokens, %.1f tokens/s, %.4f model TFLOP/s, %.2f GiB",
          1e3 * seconds, (long long)c->train.global_batch, (long long)c->data.sequence, tokens / seconds, 1e-12 * flops,
          gib);
   json_t *o = sk_bench_result(b, "step", device);
@@ -144,6 +246,9 @@ static void report(sk_bench *b, state *s, const double each[2]) {
   json_object_set_new(o, "step_ms", json_real(1e3 * seconds));
   json_object_set_new(o, "model_tflops", json_real(1e-12 * flops));
   json_object_set_new(o, "peak_gib", json_real(gib));
+  json_object_set_new(o, "overlap", json_boolean(!b->no_overlap));
+  if (each[2] > 0) json_object_set_new(o, "no_overlap_step_ms", json_real(1e3 * each[2]));
+  utilization(b, s, flops, o);
   double gemm_pct;
   json_object_set_new(o, "ops", breakdown(b, s, seconds, branch, &gemm_pct));
   json_object_set_new(o, "gemm_pct", json_real(gemm_pct));
@@ -155,8 +260,17 @@ static void report(sk_bench *b, state *s, const double each[2]) {
                                                  1e3 * branch[1], "together_ms",
                                                  1e3 * (branch[0] + branch[1] - hidden), "hidden_ms", 1e3 * hidden));
   }
+  if (b->ranks > 1) json_object_set_new(o, "exchanges", exchanges(b, s, each + 1));
   if (!b->results) json_decref(o);
   sk_timer_print(&s->timer, s->grid.world);
+}
+
+/* Seconds of a step with every exchange waited for at once. */
+static double measure_without(sk_bench *b, state *s) {
+  sk_overlap_open(&s->engine, true);
+  double seconds = measure(b, s);
+  sk_overlap_close();
+  return seconds;
 }
 
 int sk_bench_step(sk_bench *b, sk_err *e) {
@@ -169,14 +283,17 @@ int sk_bench_step(sk_bench *b, sk_err *e) {
                      c->data.sequence, e) == SK_OK) {
     random_tokens(&s, c);
     sk_engine_init(&s.engine);
-    double seconds[2] = {0, measure(b, &s)};
+    if (b->no_overlap) sk_overlap_open(&s.engine, true);
+    double seconds[3] = {0, measure(b, &s), 0};
     sk_ctx *ctx = &s.engine.ctx;
     sk_stream *second = ctx->branch ? ctx->branch->st : NULL;
     s.branches = second != NULL;
     if (second) ctx->branch->st = ctx->st; /* from here on one after the other */
     seconds[0] = second ? measure(b, &s) : seconds[1];
-    report(b, &s, seconds);
+    if (b->no_overlap) sk_overlap_close();
     if (second) ctx->branch->st = second;
+    if (b->ranks > 1 && !b->no_overlap) seconds[2] = measure_without(b, &s);
+    report(b, &s, seconds);
     sk_engine_close(&s.engine);
   }
   sk_free(s.ids);

@@ -1,6 +1,7 @@
 #include "src/device.h"
 #include "src/transport.h"
 #include <stdlib.h>
+#include <string.h>
 
 const sk_comm_ops *sk_device_comm(const sk_ops *op) {
   return op == sk_cuda && sk_comm_nccl ? sk_comm_nccl : &sk_comm_mpi;
@@ -12,6 +13,17 @@ const sk_comm_ops *sk_device_pipe(const sk_ops *op, const sk_comm_ops *comm, con
   int t = cfg->parallel.transport;
   bool host = op != sk_cuda && (t == SK_TRANSPORT_AUTO || t == SK_TRANSPORT_MPI);
   return host ? comm : sk_transport_table(t);
+}
+
+double sk_device_peak(const char *describe, sk_dtype act) {
+  static const struct {
+    const char *name;
+    double bf16, fp32; /* TFLOP/s */
+  } known[] = {{"H100 PCIe", 756, 51}, {"H100 NVL", 835, 60},  {"H100", 989, 67}, {"H200", 989, 67},
+               {"GH200", 989, 67},     {"A100", 312, 19.5}};
+  for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+    if (strstr(describe, known[i].name)) return 1e12 * (act == SK_BF16 ? known[i].bf16 : known[i].fp32);
+  return 0;
 }
 
 sk_dtype sk_device_act(const sk_ops *op, const sk_config *cfg) {

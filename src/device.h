@@ -23,6 +23,10 @@ bool sk_device_branches(const sk_ops *op, int n_cp);
 /* What carries their messages between pipeline stages: parallel.transport on GPUs, on the CPU `comm`. */
 const sk_comm_ops *sk_device_pipe(const sk_ops *op, const sk_comm_ops *comm, const sk_config *cfg);
 
+/* FLOP/s of matrix products of act elements that the data sheet of a device so described promises (dense, without
+ * TF32); 0: not known. */
+double sk_device_peak(const char *describe, sk_dtype act);
+
 /* The type of act elements: train.dtype on a GPU, fp32 on the CPU. */
 sk_dtype sk_device_act(const sk_ops *op, const sk_config *cfg);
 #endif

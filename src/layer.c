@@ -19,9 +19,9 @@ void sk_layer_add(sk_registry *r, const sk_layer_cfg *cfg, int64_t i, sk_layer *
   if (l->mixer != 'M') sk_attention_add(r, m, i, &l->attention);
   if (!l->mlp) return;
   const sk_segment units = {F, 1, F};
-  const sk_linear_part gu[] = {{"feed_forward.gate_proj", F, 1, {units}},
-                               {"feed_forward.up_proj", F, 1, {units}}};
-  const sk_linear_part down = {"feed_forward.down_proj", l->d, 1, {units}};
+  const sk_linear_part gu[] = {{"feed_forward.gate_proj", F, 0, 1, {units}},
+                               {"feed_forward.up_proj", F, 0, 1, {units}}};
+  const sk_linear_part down = {"feed_forward.down_proj", l->d, 0, 1, {units}};
   l->norm2 = add_norm(r, i, "pre_ff_layernorm", l->d);
   l->ff.gate = m->mlp_multipliers[0];
   l->ff.gu = sk_linear_add(r, i, gu, 2, l->d, false, m->mlp_bias, 1, 1);

@@ -7,7 +7,7 @@ static int add(sk_registry *r, int64_t layer, const sk_linear_part *part, const 
   char name[96];
   bool weight = strcmp(what, "weight") == 0;
   sk_param_spec s = {.rank = weight ? 2 : 1, .dim = {part->rows, in}, .columns = columns && weight,
-                     .init = weight ? SK_INIT_NORMAL : SK_INIT_ZERO, .decay = weight, .join = join};
+                     .init = weight ? SK_INIT_NORMAL : SK_INIT_ZERO, .decay = weight, .join = join, .pad = weight ? part->pad : 0};
   if (weight || !columns) {
     s.n_seg = part->n_seg;
     memcpy(s.seg, part->seg, sizeof s.seg);
@@ -25,6 +25,7 @@ sk_linear sk_linear_add(sk_registry *r, int64_t layer, const sk_linear_part *par
     l.in = r->p[w].row_len;
     l.out += r->p[w].rows;
   }
+  l.ld = part->pad ? (l.out + part->pad - 1) / part->pad * part->pad : l.out;
   for (int i = 0; bias && i < n; i++) {
     int b = add(r, layer, &part[i], "bias", in, columns, i > 0);
     if (i == 0) l.b = b;
@@ -32,19 +33,22 @@ sk_linear sk_linear_add(sk_registry *r, int64_t layer, const sk_linear_part *par
   return l;
 }
 
+/* The outputs that products are taken of. */
+static int64_t width(const sk_ctx *c, const sk_linear *l) { return c->act == SK_BF16 ? l->ld : l->out; }
+
 void sk_linear_forward(const sk_ctx *c, const sk_linear *l, void *y, double beta, const void *x,
                        int64_t n) {
-  c->op->gemm(c->st, false, true, n, l->out, l->in, l->alpha, x, l->in, sk_weight(c, l->w), l->in, beta,
-              y, l->out, c->act);
+  c->op->gemm(c->st, false, true, n, width(c, l), l->in, l->alpha, x, l->in, sk_weight(c, l->w), l->in, beta,
+              y, l->ld, c->act);
 }
 
 void sk_linear_dgrad(const sk_ctx *c, const sk_linear *l, void *dx, double beta, const void *dy, int64_t n) {
-  c->op->gemm(c->st, false, false, n, l->in, l->out, l->alpha, dy, l->out, sk_weight(c, l->w), l->in,
+  c->op->gemm(c->st, false, false, n, l->in, width(c, l), l->alpha, dy, l->ld, sk_weight(c, l->w), l->in,
               beta, dx, l->in, c->act);
 }
 
 void sk_linear_wgrad(const sk_ctx *c, const sk_linear *l, const void *dy, const void *x, int64_t n) {
-  sk_wgrad_gemm(c, sk_grad(c, l->w), dy, l->out, x, n, l->out, l->in, l->alpha);
+  sk_wgrad_gemm(c, sk_grad(c, l->w), dy, l->ld, x, n, width(c, l), l->in, l->alpha);
 }
 
 void sk_linear_backward(const sk_ctx *c, const sk_linear *l, void *dx, double beta, const void *dy,
@@ -54,11 +58,11 @@ void sk_linear_backward(const sk_ctx *c, const sk_linear *l, void *dx, double be
 }
 
 void sk_linear_bias(const sk_ctx *c, const sk_linear *l, void *y, int64_t n) {
-  if (l->b >= 0) c->op->bias(c->st, y, l->out, sk_weight(c, l->b), l->bscale, n, l->out);
+  if (l->b >= 0) c->op->bias(c->st, y, l->ld, sk_weight(c, l->b), l->bscale, n, l->out);
 }
 
 void sk_linear_bias_grad(const sk_ctx *c, const sk_linear *l, const void *dy, int64_t n) {
-  if (l->b >= 0) c->op->bias_grad(c->st, sk_grad(c, l->b), dy, l->out, l->bscale, n, l->out);
+  if (l->b >= 0) c->op->bias_grad(c->st, sk_grad(c, l->b), dy, l->ld, l->bscale, n, l->out);
 }
 
 static void compute(const sk_ctx *c, const sk_wgrad *w) {

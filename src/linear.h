@@ -9,6 +9,7 @@
 typedef struct sk_linear {
   int w, b;             /* registry indices; b = -1: no bias */
   int64_t in, out;      /* of the shard */
+  int64_t ld;           /* elements from one row of y or dy to the next: out, or more where W is padded */
   double alpha, bscale; /* the model's multipliers */
 } sk_linear;
 
@@ -16,6 +17,7 @@ typedef struct sk_linear {
 typedef struct sk_linear_part {
   const char *name; /* e.g. "self_attn.q_proj" */
   int64_t rows;     /* of all ranks */
+  int64_t pad;      /* alone in its layer: W, y and dy are padded to a multiple of so many outputs; 0: not */
   int n_seg;
   sk_segment seg[SK_MAX_SEGMENTS];
 } sk_linear_part;
@@ -25,7 +27,8 @@ typedef struct sk_linear_part {
 sk_linear sk_linear_add(sk_registry *r, int64_t layer, const sk_linear_part *part, int n, int64_t in,
                         bool columns, bool bias, double alpha, double bscale);
 
-/* y[n,out] = beta * y + alpha * x[n,in] W^T; act. */
+/* y[n,out] = beta * y + alpha * x[n,in] W^T; act. In bf16 the padding of W, y and dy takes part, because the
+ * libraries' fast products want sizes that are multiples of 8: W's is zero, so y's becomes zero, and dy's must be. */
 void sk_linear_forward(const sk_ctx *c, const sk_linear *l, void *y, double beta, const void *x,
                        int64_t n);
 /* dx[n,in] = beta * dx + alpha * dy W;  dW += alpha * dy^T x (or put off). */

@@ -39,6 +39,7 @@ libsaker_a_SOURCES += \
   src/model.c src/model.h \
   src/model_cfg.c \
   src/optim.c src/optim.h \
+  src/overlap.c src/overlap.h \
   src/param.c src/param.h \
   src/pipeline.c \
   src/placement.c src/placement.h \

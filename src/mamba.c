@@ -2,6 +2,10 @@
 #include <math.h>
 #include <stdio.h>
 
+#ifndef PAD
+enum { PAD = 8 }; /* 16 bytes: rows that all kernels and products take in their fast ways, however tp cuts the heads */
+#endif
+
 /* ---- parameters ---- */
 
 bool sk_mamba_fits(const sk_model_cfg *m, int tp) {
@@ -28,8 +32,8 @@ static void add_params(sk_registry *r, const sk_model_cfg *m, int64_t layer, sk_
   const int64_t nh = m->mamba_n_heads, G = m->mamba_n_groups, ds = m->mamba_d_ssm;
   const int64_t cd = ds + 2 * G * s->N;
   const sk_segment channels = {nh, s->P, nh}, heads = {nh, 1, nh}, group = {G, s->N, nh};
-  const sk_linear_part in = {"mamba.in_proj", ds + cd + nh, 5, {channels, channels, group, group, heads}};
-  const sk_linear_part out = {"mamba.out_proj", m->hidden_size, 1, {channels}};
+  const sk_linear_part in = {"mamba.in_proj", ds + cd + nh, PAD, 5, {channels, channels, group, group, heads}};
+  const sk_linear_part out = {"mamba.out_proj", m->hidden_size, 0, 1, {channels}};
   s->in = sk_linear_add(r, layer, &in, 1, m->hidden_size, false, m->mamba_proj_bias, m->ssm_in_multiplier, 1);
   sk_param_spec conv = {.rank = 3, .dim = {cd, 1, s->K}, .n_seg = 3, .seg = {channels, group, group},
                         .init = SK_INIT_UNIFORM, .decay = true};
@@ -63,8 +67,8 @@ void sk_mamba_add(sk_registry *r, const sk_model_cfg *m, int64_t layer, sk_mamba
   s->shared_norm = s->norm && s->all_G % r->tp != 0;
   for (int i = 0; i < 5; i++) s->mult[i] = m->ssm_multipliers[i];
   s->cd = s->ds + 2 * s->G * s->N;
-  s->dip = s->ds + s->cd + s->nh;
   add_params(r, m, layer, s);
+  s->dip = s->in.ld;
 }
 
 /* ---- sizes for the ops ---- */
@@ -279,10 +283,19 @@ static void send_state_grads(sk_ctx *c, const sk_mamba *m, const sk_tokens_here 
   sk_mamba_state_send(c, m, t, f);
 }
 
+/* dproj's columns behind in_proj's rows: proj's are zero. */
+static void clear_padding(sk_ctx *c, const sk_mamba *m, const sk_tokens_here *t, const sk_mamba_saved *s,
+                          const sk_mamba_flight *f) {
+  size_t size = sk_dtype_size(c->act), ld = (size_t)m->dip * size;
+  int64_t from = m->in.out, more = m->dip - from;
+  if (more > 0) c->op->copy2d(c->st, sk_at(c, f->dproj, from), ld, sk_at(c, s->proj, from), ld, (size_t)more * size, t->n);
+}
+
 void sk_mamba_back_begin(sk_ctx *c, const sk_mamba *m, const sk_tokens_here *t, sk_mamba_saved *s,
                          sk_mamba_flight *f, const void *dout) {
   sk_timer_begin(c->timer, SK_T_BACKWARD + SK_T_MAMBA);
   *f = (sk_mamba_flight){.dproj = sk_take_act(c, sk_until_wgrad(c), t->n * m->dip)};
+  if (c->act == SK_BF16) clear_padding(c, m, t, s, f);
   f->dgated = sk_take_act(c, &c->scratch, t->n * m->ds);
   f->dy = sk_take_act(c, &c->scratch, t->n * m->ds);
   if (c->recompute == SK_RECOMPUTE_SELECTIVE) {

@@ -8,7 +8,7 @@
 typedef struct sk_mamba {
   int64_t ds, nh, G;    /* of this rank */
   int64_t P, N, K, Q;   /* symbols of the spec; Q = mamba_chunk_size */
-  int64_t cd, dip;      /* conv channels ds + 2*G*N; in_proj rows ds + cd + nh */
+  int64_t cd, dip;      /* conv channels ds + 2*G*N; row stride of proj: in_proj's rows ds + cd + nh, and padding */
   int64_t all_G, G0, group_width; /* groups of all ranks, this rank's first one, its channels ds/G */
   bool norm, before;    /* mamba_rms_norm, mamba_norm_before_gate */
   bool shared_norm;     /* a group's channels are shared out over tp ranks */

@@ -128,7 +128,8 @@ int sk_param_add(sk_registry *r, const char *name, const sk_param_spec *spec) {
   (spec->columns ? cut_columns : cut_rows)(r, p, spec);
   p->count = p->rows * p->row_len;
   cut_blocks(r, p);
-  r->total = p->offset + p->count;
+  int64_t stored = spec->pad ? (p->rows + spec->pad - 1) / spec->pad * spec->pad : p->rows;
+  r->total = p->offset + stored * p->row_len;
   r->count += p->count;
   b->hi = r->total;
   b->n_params++;

@@ -44,6 +44,7 @@ typedef struct sk_param_spec {
   sk_segment seg[SK_MAX_SEGMENTS];
   sk_init init;
   bool decay;   /* weight decay applies (matrices and embeddings) */
+  int64_t pad;  /* rows of zeros follow the shard up to a multiple of it, 0: none; nobody updates them */
   bool join;    /* starts right after the previous one, so that the two form one matrix for a GEMM */
 } sk_param_spec;
 

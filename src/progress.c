@@ -75,7 +75,7 @@ static void metrics(sk_run_dir *run, const sk_step_report *r) {
   sk_metric_num(run, "tokens_per_s", r->tokens_per_s);
   sk_metric_num(run, "step_ms", 1e3 * r->seconds);
   sk_metric_num(run, "tflops", r->tflops);
-  sk_metric_num(run, "mfu", NAN); /* the CPU's peak is not known */
+  sk_metric_num(run, "mfu", r->mfu);
   sk_metric_num(run, "mem_gib", r->mem_gib);
   sk_metric_num(run, "data_pct", r->data_pct);
   sk_metric_num(run, "comm_pct", r->comm_pct);

@@ -8,6 +8,7 @@ typedef struct sk_step_report {
   int64_t step, steps, tokens; /* tokens: trained on so far */
   double loss, grad_norm, lr;
   double seconds, tokens_per_s, tflops; /* of this step; model TFLOP/s of all ranks */
+  double mfu; /* share of the devices' peak (sk_device_peak); NAN: not known */
   double data_pct, comm_pct, eta;
   double mem_gib; /* of rank 0's device; the CPU: the most its process has used */
   int64_t skipped, reruns, rollbacks; /* of the run so far */

@@ -1,6 +1,7 @@
 /* train.c: the training loop. One step, top to bottom: data, micro-batches forward and backward with the
  * gradients' reduction (pipeline.c), norm, update, gather (optim.c), report. */
 #include "src/train.h"
+#include "src/device.h"
 #include "src/lr.h"
 #include "src/progress.h"
 #include <math.h>
@@ -98,12 +99,15 @@ static int train_step(sk_train *t, int64_t step, sk_step_result *r, sk_step_fate
 static void report(sk_train *t, const sk_step_result *r, double seconds, double data_s, double comm_s) {
   const sk_config *c = &t->cfg;
   double tokens = (double)(c->train.global_batch * c->data.sequence);
-  size_t used = t->engine.ctx.op->used(t->engine.ctx.dev);
+  const sk_ctx *ctx = &t->engine.ctx;
+  size_t used = ctx->op->used(ctx->dev);
+  double peak = sk_device_peak(ctx->op->describe(ctx->dev), ctx->act) * t->grid.size;
+  double flops = 3 * sk_model_flops(c, c->data.sequence) * tokens / seconds;
   t->step_seconds = t->step_seconds > 0 ? 0.9 * t->step_seconds + 0.1 * seconds : seconds;
   sk_step_report p = {.step = t->meta.step, .steps = c->train.steps, .tokens = t->meta.tokens,
                       .loss = r->loss, .grad_norm = r->norm, .lr = r->lr, .seconds = seconds,
                       .tokens_per_s = tokens / seconds,
-                      .tflops = 3e-12 * sk_model_flops(c, c->data.sequence) * tokens / seconds,
+                      .tflops = 1e-12 * flops, .mfu = peak > 0 ? flops / peak : NAN,
                       .data_pct = 100 * data_s / seconds, .comm_pct = 100 * comm_s / seconds,
                       .mem_gib = used ? (double)used / (1 << 30) : sk_peak_gib(),
                       .skipped = t->meta.skipped, .reruns = t->meta.reruns, .rollbacks = t->meta.rollbacks,

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "src/device.h"
+#include "src/overlap.h"
 #include "src/transport.h"
 #include "tests/small_model.h"
 #include "tests/tap.h"
@@ -201,13 +202,15 @@ typedef struct batch {
 static long long grown; // bytes that the last training took of the GPU after its second step
 
 // The losses of STEPS steps on this grid, the same on all of its ranks.
-static void train(const sk_config *cfg, const sk_grid *grid, const batch *k, double *loss) {
+// at_once: without overlap.
+static void train_how(const sk_config *cfg, const sk_grid *grid, const batch *k, bool at_once, double *loss) {
   const sk_comm_ops *table = gpus < tap_size ? &sk_comm_mpi : sk_device_comm(op);
   sk_engine g;
   sk_err e = {0};
   int bad;
   SK_CHECK(sk_engine_open(&g, cfg, op, table, grid, true, 1, T, T, &e) == SK_OK, "%s", e.msg);
   sk_engine_init(&g);
+  if (at_once) sk_overlap_open(&g, true);
   int64_t local = B / grid->n[SK_DP], at = grid->at[SK_DP] * local * T;
   const double scale = 1.0 / (B * (T - 1));
   bool counts = grid->at[SK_PP] == grid->n[SK_PP] - 1 && grid->at[SK_TP] == 0;
@@ -224,7 +227,12 @@ static void train(const sk_config *cfg, const sk_grid *grid, const batch *k, dou
     sk_optim_gather(&g.opt, &g.ctx);
   }
   grown = (long long)op->used(g.ctx.dev) - (long long)before;
+  if (at_once) sk_overlap_close();
   sk_engine_close(&g);
+}
+
+static void train(const sk_config *cfg, const sk_grid *grid, const batch *k, double *loss) {
+  train_how(cfg, grid, k, false, loss);
 }
 
 typedef struct variant {
@@ -249,7 +257,7 @@ static const variant variants[] = {
 };
 
 static void test_variant(sk_config *c, const variant *v, const batch *k, const double *want, double limit) {
-  double got[STEPS], again[STEPS], worst = 0;
+  double got[STEPS], again[STEPS], plain[STEPS], worst = 0;
   int n[SK_NAXES] = {1, 1, 1, 1};
   sk_grid grid;
   n[v->axis] = 2;
@@ -260,12 +268,14 @@ static void test_variant(sk_config *c, const variant *v, const batch *k, const d
   c->parallel.virtual_stages = v->virtual_stages;
   train(c, &grid, k, got);
   train(c, &grid, k, again);
+  train_how(c, &grid, k, true, plain);
   c->parallel.virtual_stages = 1;
   c->parallel.schedule = SK_SCHED_1F1B;
   for (int i = 0; i < STEPS; i++) worst = fmax(worst, fabs(got[i] / want[i] - 1));
   tap_ok(worst <= limit, "%s, %s 2: losses of %d steps, %.6f to %.6f, within %.2g of one GPU's, limit %.0e",
          c->train.dtype == SK_DTYPE_FP32 ? "fp32" : "bf16", v->name, STEPS, got[0], got[STEPS - 1], worst, limit);
   tap_ok(memcmp(got, again, sizeof got) == 0, "and a second run gives the same bits");
+  tap_ok(memcmp(got, plain, sizeof got) == 0, "and so does a run without overlap");
   sk_grid_destroy(&grid);
 }
 

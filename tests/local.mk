@@ -23,6 +23,7 @@ check_PROGRAMS += \
   tests/ops.1 tests/ops_attention.1 \
   tests/optim.1 \
   tests/ops_mamba.1 \
+  tests/overlap.4 \
   tests/parity.8 \
   tests/plan.8 \
   tests/policy.2 \
@@ -78,6 +79,7 @@ tests_ops_1_SOURCES = tests/ops.c tests/ops_check.h tests/ref_ops.c tests/ref_op
 tests_ops_attention_1_SOURCES = tests/ops_attention.c tests/ops_check.h tests/ref_ops.c tests/ref_ops.h tests/tap.h
 tests_ops_mamba_1_SOURCES = tests/ops_mamba.c tests/ops_check.h tests/ref_mamba.c tests/ref_mamba.h \
   tests/tap.h
+tests_overlap_4_SOURCES = tests/overlap.c tests/on_grid.h tests/small_model.h tests/tap.h
 tests_parity_8_SOURCES = tests/parity.c tests/parity.h tests/parity_cases.c tests/parity_run.c \
   tests/on_grid.h tests/small_model.h tests/tap.h
 tests_plan_8_SOURCES = tests/plan.c tests/on_grid.h tests/small_model.h tests/tap.h

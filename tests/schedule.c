@@ -215,6 +215,7 @@ static void simulate(stage *st) {
     hold(BUBBLE, end - busy == bubble(t), "times %d %d %d: bubble %lld, formula %lld", t.t[0],
          t.t[1], t.t[2], (long long)(end - busy), (long long)bubble(t));
   }
+  hold(FLOW, run(now.p, st, (times){.t = {1, 2, 1}, .at_once = true}) >= 0, "stuck when sends are waited for at once");
 }
 
 static mail new_mail(void) {

@@ -24,6 +24,7 @@ typedef struct times {
   int t[3];      /* forward, backward, weights of one chunk */
   uint64_t key;  /* not 0: computing takes 0.5 to 1.5 of that, and sending 0 to 1 forwards */
   bool no_rings; /* all receives posted at the start, a send buffer for every message */
+  bool at_once;  /* a send is waited for before the next action (overlap.h) */
 } times;
 
 typedef struct sim {
@@ -50,6 +51,15 @@ static int64_t arrival(const sim *m, int to, int msg, int64_t k) {
   return m->t.key ? at + (int64_t)(m->t.t[0] * draw(m, to, 1 << 30 | k << 1 | msg)) : at;
 }
 
+// Whether all that stage i has sent has a receive.
+static bool all_end(const sim *m, int i) {
+  for (int msg = 0; msg < SK_NMSGS; msg++) {
+    const channel *out = &m->st[msg == SK_MSG_X ? (i + 1) % m->p : (i + m->p - 1) % m->p].in[msg];
+    if (out->posted < out->sent) return false;
+  }
+  return true;
+}
+
 // Lets stage i act until it has to wait.
 static void proceed(sim *m, int i) {
   stage *st = &m->st[i];
@@ -59,6 +69,7 @@ static void proceed(sim *m, int i) {
     const int up = (i + 1) % m->p, down = (i + m->p - 1) % m->p;
     const int to = msg == SK_MSG_X ? up : down, from = msg == SK_MSG_X ? down : up;
     channel *in = &st->in[msg], *out = &m->st[to].in[msg];
+    if (m->t.at_once && !all_end(m, i)) return;
     if (op == SK_DO_RECV) {
       in->post[in->posted++] = (int32_t)st->clock;
       wake(m, from);
