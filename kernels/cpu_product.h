@@ -97,6 +97,12 @@ static void sk_block_full(bool add, float *c, int64_t ldc, const float *a, int64
   else sk_block_rows(add, c, ldc, a, ars, acs, b, ldb, m, k);
 }
 
+// n rounded up to whole blocks, if that is within limit: columns that nobody reads cost less than an edge.
+static inline int64_t sk_block_up(int64_t n, int64_t limit) {
+  int64_t up = sk_ceil_div(n, SK_NR) * SK_NR;
+  return up <= limit ? up : n;
+}
+
 // The same for m <= SK_MR and any n.
 static inline void sk_product(bool add, float *c, int64_t ldc, const float *a, int64_t ars,
                               int64_t acs, const float *b, int64_t ldb, int64_t m, int64_t n,
