@@ -19,7 +19,8 @@
 #include <string.h>
 
 enum {
-  UNIT = 16 << 20, /* bytes of a file in one unit */
+  MIN_UNIT = 1 << 20, MAX_UNIT = 16 << 20, /* bytes of a file in one unit */
+  UNITS = 1024,    /* about so many, so that every rank has a share, where the text is enough */
   BLOCK = 1 << 20, /* bytes that are tokenized at once, where they can be cut */
   MAX_TEXT =
       256 << 20, /* bytes that cannot be cut: a line of a .jsonl file, text without a line's end */
@@ -157,6 +158,7 @@ static void plain_unit(work *w, window *v, const unit *u, sk_err *e) {
   if (v->n == 0) return;
   if (u->begin == 0) begin_document(w, e);
   while (!e->code) {
+    if (!to_end && v->at >= u->end) return; // at a cut, where a later unit begins
     size_t from = u->end > v->at ? (size_t)(u->end - v->at) : 0;
     size_t p = to_end || from >= v->n ? v->n : sk_tokenizer_cut(w->tok, v->p, from, v->n);
     bool last = p < v->n;
@@ -265,9 +267,11 @@ static void run_unit(work *w, const unit *u, sk_err *e) {
 static void cut(work *w) {
   int64_t text = 0, before = 0, k = 0;
   bool whole = !sk_tokenizer_cuttable(w->tok);
+  for (int64_t i = 0; i < w->l.n; i++) w->bytes += w->l.at[i].size;
+  int64_t size = w->bytes / UNITS;
+  size = size < MIN_UNIT ? MIN_UNIT : size > MAX_UNIT ? MAX_UNIT : size;
   for (int64_t i = 0; i < w->l.n; i++) {
-    w->n += (w->l.at[i].size - 1) / UNIT + 1;
-    w->bytes += w->l.at[i].size;
+    w->n += (w->l.at[i].size - 1) / size + 1;
     text += w->l.at[i].size * (sk_text_packed(w->l.at[i].path) ? PACKING : 1);
   }
   w->u = sk_calloc((size_t)w->n, sizeof *w->u);
@@ -275,7 +279,7 @@ static void cut(work *w) {
     const sk_text_file *f = &w->l.at[i];
     bool packed = sk_text_packed(f->path), one = packed || (whole && !sk_text_lines(f->path));
     for (int64_t at = 0, end; at < f->size; at = end, k++) {
-      end = !one && at + UNIT < f->size ? at + UNIT : f->size;
+      end = !one && at + size < f->size ? at + size : f->size;
       w->u[k] = (unit){.file = i, .begin = at, .end = end};
       int owner = (int)((double)before / (double)text * w->size);
       w->lo += owner < w->rank;

@@ -23,7 +23,7 @@ static void print_histogram(const int64_t *len, int64_t n) {
   }
   sk_say("  tokens in a document      documents");
   for (int bin = 0; bin < 63; bin++) {
-    int64_t lo = (int64_t)1 << bin, hi = 2 * lo - 1;
+    int64_t lo = (int64_t)1 << bin, hi = lo + (lo - 1);
     if (hi < len[0] || lo > len[n - 1]) continue;
     int width = (int)((double)count[bin] / (double)most * BAR + 0.5);
     if (count[bin] > 0 && width == 0) width = 1;

@@ -4,7 +4,7 @@
 #include "kernels/cpu_mamba.h"
 #include "kernels/cpu_math.h"
 
-enum { BLOCK = 64 }; // channels of a task
+enum { BLOCK = 64, RUN = 32 }; // channels of a task; tokens whose rows stay in cache meanwhile
 
 typedef struct conv_call {
   const sk_conv_dims *d;
@@ -62,8 +62,23 @@ static const float *conv_tap(const conv_call *v, const conv_task *t, int64_t i, 
   return v->w + (j - i + v->d->K - 1) * v->cd + t->c0;
 }
 
+// The usual case: four taps, all of them in the token's document and in x.
+static bool conv_whole(const conv_call *v, const conv_task *t, int64_t i) {
+  return v->d->K == 4 && i >= 3 && v->start[t->seq * v->d->T + i] <= i - 3;
+}
+
 // out[nc] = the convolution of token i, before SiLU.
 static void conv_sum(const conv_call *v, const conv_task *t, int64_t i, float *restrict out) {
+  if (conv_whole(v, t, i)) {
+    const float *restrict r = conv_row(v, t, i - 3), *restrict w = v->w + t->c0;
+    const float *restrict bias = v->bias + t->c0;
+    int64_t ld = v->d->ldx, cd = v->cd;
+#pragma omp simd
+    for (int64_t c = 0; c < t->nc; c++)
+      out[c] = bias[c] + w[c] * r[c] + w[cd + c] * r[ld + c] + w[2 * cd + c] * r[2 * ld + c] +
+               w[3 * cd + c] * r[3 * ld + c];
+    return;
+  }
   memcpy(out, v->bias + t->c0, (size_t)t->nc * sizeof *out);
   for (int64_t j = conv_first(v, t, i); j <= i; j++) {
     const float *restrict row = conv_row(v, t, j), *restrict w = conv_tap(v, t, i, j);
@@ -87,26 +102,52 @@ void sk_cpu_conv(sk_stream *s, const sk_conv_dims *d, void *y, const void *x, co
   }
 }
 
-// The gradient before SiLU of token i into dv, and its share of the sums.
-static void conv_token_grad(const conv_call *v, const conv_task *t, int64_t i, float *restrict dv,
-                            const float *restrict dy) {
-  double *restrict sum = v->part + t->seq * (v->d->K + 1) * v->cd + t->c0;
-  conv_sum(v, t, i, dv);
-#pragma omp simd
-  for (int64_t c = 0; c < t->nc; c++) dv[c] = dy[c] * sk_dsiluf(dv[c]);
-  for (int64_t j = conv_first(v, t, i); j <= i; j++) {
-    const float *restrict row = conv_row(v, t, j);
-    double *restrict dw = sum + (j - i + v->d->K - 1) * v->cd;
-#pragma omp simd
-    for (int64_t c = 0; c < t->nc; c++) dw[c] += (double)dv[c] * (double)row[c];
+// Adds the shares of tokens i0 .. i1-1 to the sums for dw and dbias, in double. dv: row i0.
+static void conv_add_sums(const conv_call *v, const conv_task *t, int64_t i0, int64_t i1,
+                          const float *dv) {
+  enum { VL = 8 };
+  typedef float some __attribute__((vector_size(4 * VL), aligned(4), may_alias));
+  typedef double wide __attribute__((vector_size(8 * VL), aligned(8), may_alias));
+  double *sum = v->part + t->seq * (v->d->K + 1) * v->cd + t->c0;
+  int64_t ld = v->d->ldx, cd = v->cd, whole = i0, c0 = 0;
+  while (whole < i1 && conv_whole(v, t, whole)) whole++;
+  for (; whole == i1 && c0 + VL <= t->nc; c0 += VL) { // the sums of VL channels stay in registers
+    wide acc[5];
+    for (int k = 0; k < 5; k++) acc[k] = *(wide *)(sum + k * cd + c0);
+    for (int64_t i = i0; i < i1; i++) {
+      const float *row = conv_row(v, t, i - 3) + c0;
+      wide g = __builtin_convertvector(*(const some *)(dv + (i - i0) * ld + c0), wide);
+      for (int k = 0; k < 4; k++)
+        acc[k] += g * __builtin_convertvector(*(const some *)(row + k * ld), wide);
+      acc[4] += g;
+    }
+    for (int k = 0; k < 5; k++) *(wide *)(sum + k * cd + c0) = acc[k];
   }
+  for (int64_t i = i0; i < i1; i++) {
+    const float *restrict g = dv + (i - i0) * ld;
+    for (int64_t j = conv_first(v, t, i); j <= i; j++) {
+      const float *restrict row = conv_row(v, t, j);
+      double *restrict dw = sum + (j - i + v->d->K - 1) * cd;
 #pragma omp simd
-  for (int64_t c = 0; c < t->nc; c++) sum[v->d->K * v->cd + c] += (double)dv[c];
+      for (int64_t c = c0; c < t->nc; c++) dw[c] += (double)g[c] * (double)row[c];
+    }
+#pragma omp simd
+    for (int64_t c = c0; c < t->nc; c++) sum[v->d->K * cd + c] += (double)g[c];
+  }
 }
 
 // out[nc] = gradient of raw row j, from the rows dv of tokens j .. j+K-1. out may be row j of dv.
 static void conv_input_grad(const conv_call *v, const conv_task *t, int64_t j, float *out,
                             const float *dv) {
+  if (j >= 0 && j + 3 < v->d->T && conv_whole(v, t, j + 3)) {
+    const float *r = dv + j * v->d->ldx, *w = v->w + t->c0;
+    int64_t ld = v->d->ldx, cd = v->cd;
+#pragma omp simd
+    for (int64_t c = 0; c < t->nc; c++)
+      out[c] = w[3 * cd + c] * r[c] + w[2 * cd + c] * r[ld + c] + w[cd + c] * r[2 * ld + c] +
+               w[c] * r[3 * ld + c];
+    return;
+  }
   float sum[BLOCK] = {0};
   for (int64_t i = sk_max64(j, 0); i < sk_min64(v->d->T, j + v->d->K); i++) {
     if (conv_first(v, t, i) > j) continue;
@@ -124,8 +165,17 @@ static void conv_task_grad(const conv_call *v, const conv_task *t, float *dx, fl
   for (int64_t k = 0; k <= d->K; k++) memset(sum + k * v->cd, 0, (size_t)t->nc * sizeof *sum);
   // dx holds dv first; a row is replaced when no later row needs it.
   float *dv = dx + t->seq * d->T * d->ldx + t->c0;
-  for (int64_t i = 0; i < d->T; i++)
-    conv_token_grad(v, t, i, dv + i * d->ldx, dy + (t->seq * d->T + i) * d->ldy + t->c0);
+  for (int64_t i0 = 0; i0 < d->T; i0 += RUN) {
+    int64_t i1 = sk_min64(d->T, i0 + RUN);
+    for (int64_t i = i0; i < i1; i++) {
+      float *restrict g = dv + i * d->ldx;
+      const float *restrict dyi = dy + (t->seq * d->T + i) * d->ldy + t->c0;
+      conv_sum(v, t, i, g);
+#pragma omp simd
+      for (int64_t c = 0; c < t->nc; c++) g[c] = dyi[c] * sk_dsiluf(g[c]);
+    }
+    conv_add_sums(v, t, i0, i1, dv + i0 * d->ldx);
+  }
   for (int64_t j = 1 - d->K; dhalo && j < 0; j++)
     conv_input_grad(v, t, j, dhalo + (t->seq * (d->K - 1) + d->K - 1 + j) * v->cd + t->c0, dv);
   for (int64_t j = 0; j < d->T; j++) conv_input_grad(v, t, j, dv + j * d->ldx, dv);

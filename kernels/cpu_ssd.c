@@ -166,12 +166,13 @@ size_t sk_cpu_ssd_ws(sk_dtype act, const sk_ssd_dims *d) {
 // One thread's memory in the output stage.
 typedef struct out_scratch {
   sk_ssd_decay w;
-  float *BT, *CB, *M; // [N][q], [q][q], [SK_MR][q]
+  float *BT, *CB, *M, *dt; // [N][q], [q][q], [SK_MR][q], the head's [q]
 } out_scratch;
 
 static int64_t out_floats(const sk_ssd_dims *d) {
   int64_t q = sk_min64(d->Q, d->T);
-  return sk_ssd_decay_floats(d) + sk_ssd_pad(d->N * q) + sk_ssd_pad(q * q) + sk_ssd_pad(SK_MR * q);
+  return sk_ssd_decay_floats(d) + sk_ssd_pad(d->N * q) + sk_ssd_pad(q * q) + sk_ssd_pad(SK_MR * q) +
+         sk_ssd_pad(q);
 }
 
 static out_scratch out_open(const sk_ssd_dims *d, float *mine) {
@@ -180,6 +181,7 @@ static out_scratch out_open(const sk_ssd_dims *d, float *mine) {
   s.BT = mine;
   s.CB = s.BT + sk_ssd_pad(d->N * q);
   s.M = s.CB + sk_ssd_pad(q * q);
+  s.dt = s.M + sk_ssd_pad(SK_MR * q);
   return s;
 }
 
@@ -188,7 +190,7 @@ static void output_rows(const sk_ssd_call *v, const sk_ssd_chunk *k, const out_s
                         int64_t h, const float *S, float *y, int64_t i0, int64_t m) {
   const sk_ssd_dims *d = v->d;
   int64_t q = k->q, ends = i0 + m, row = k->row;
-  const float *x = v->x + row * d->ld + h * d->P, *dt = v->dt + row * d->nh + h;
+  const float *x = v->x + row * d->ld + h * d->P, *dt = s->dt;
   const float *C = v->C + (row + i0) * d->ld + h / (d->nh / d->G) * d->N;
   y += (row + i0) * d->ldy + h * d->P;
   if (s->w.in[i0] > 0 || s->w.in[ends - 1] > 0)
@@ -198,7 +200,7 @@ static void output_rows(const sk_ssd_call *v, const sk_ssd_chunk *k, const out_s
     const float *restrict CB = s->CB + (i0 + i) * q, *restrict xi = x + (i0 + i) * d->ld;
     memset(M, 0, (size_t)ends * sizeof *M);
     int64_t lo = sk_ssd_row(v, k, &s->w, i0 + i, M);
-    for (int64_t j = lo; j <= i0 + i; j++) M[j] *= CB[j] * dt[j * d->nh];
+    for (int64_t j = lo; j <= i0 + i; j++) M[j] *= CB[j] * dt[j];
     float in = s->w.in[i0 + i], D = v->D[h];
 #pragma omp simd
     for (int64_t p = 0; p < d->P; p++) out[p] = (in > 0 ? in * out[p] : 0) + D * xi[p];
@@ -217,10 +219,12 @@ static void output_chunk(const sk_ssd_call *v, const sk_ssd_chunk *k, float *sta
       sk_ssd_transpose(s->BT, q, B, d->ld, q, d->N);
       for (int64_t i = 0; i < q; i += SK_MR) {
         int64_t m = sk_min64(SK_MR, q - i);
-        sk_product(false, s->CB + i * q, q, C + i * d->ld, d->ld, 1, s->BT, q, m, i + m, d->N);
+        sk_product(false, s->CB + i * q, q, C + i * d->ld, d->ld, 1, s->BT, q, m,
+                   sk_block_up(i + m, q), d->N);
       }
     }
     sk_ssd_fade(v, k, h, &mine.w);
+    for (int64_t j = 0; j < q; j++) mine.dt[j] = v->dt[(k->row + j) * d->nh + h];
     const float *S = sk_ssd_slot(v, states, k->seq, k->c, h);
     for (int64_t i = 0; i < q; i += SK_MR)
       output_rows(v, k, &mine, h, S, y, i, sk_min64(SK_MR, q - i));

@@ -134,7 +134,8 @@ static void open_group(const grad_call *g, const sk_ssd_chunk *k, int64_t group,
   sk_ssd_transpose(s->BT, q, v->B + at, d->ld, q, d->N);
   for (int64_t i = 0; i < q; i += SK_MR) {
     int64_t m = sk_min64(SK_MR, q - i);
-    sk_product(false, s->CB + i * q, q, v->C + at + i * d->ld, d->ld, 1, s->BT, q, m, i + m, d->N);
+    sk_product(false, s->CB + i * q, q, v->C + at + i * d->ld, d->ld, 1, s->BT, q, m,
+               sk_block_up(i + m, q), d->N);
   }
   memset(s->dCB, 0, (size_t)(q * q) * sizeof(float));
   for (int64_t i = 0; i < q; i++) {
@@ -165,11 +166,13 @@ static void score_grads(const grad_call *g, const sk_ssd_chunk *k, int64_t h, gr
   int64_t q = k->q;
   const float *dy = v->dy + k->row * d->ldy + h * d->P, *dt = v->dt + k->row * d->nh + h;
   sk_ssd_transpose(s->xT, q, v->x + k->row * d->ld + h * d->P, d->ld, q, d->P);
-  for (int64_t j = 0; j < q; j++) // dt goes with x
-    for (int64_t p = 0; p < d->P; p++) s->xT[p * q + j] *= dt[j * d->nh];
+  for (int64_t j = 0; j < q; j++) s->L[j] = dt[j * d->nh];
+  for (int64_t p = 0; p < d->P; p++) // dt goes with x
+    for (int64_t j = 0; j < q; j++) s->xT[p * q + j] *= s->L[j];
   for (int64_t i0 = 0; i0 < q; i0 += SK_MR) {
     int64_t m = sk_min64(SK_MR, q - i0), ends = i0 + m;
-    sk_product(false, s->E + i0 * q, q, dy + i0 * d->ldy, d->ldy, 1, s->xT, q, m, ends, d->P);
+    sk_product(false, s->E + i0 * q, q, dy + i0 * d->ldy, d->ldy, 1, s->xT, q, m,
+               sk_block_up(ends, q), d->P);
     for (int64_t i = i0; i < ends; i++) {
       int64_t lo = sk_ssd_row(v, k, &s->w, i, s->L);
       float *restrict M = s->M + i * q, *restrict E = s->E + i * q, *restrict sum = s->dCB + i * q;

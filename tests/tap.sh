@@ -49,6 +49,15 @@ steps() {
     END { for (s in last) print s, last[s] }' "$1/metrics.jsonl" | sort -n
 }
 
+# same_h5 A B [OBJECT]...: h5diff finds no difference. Its exit code is 0 also where shapes differ ("not comparable").
+same_h5() {
+  local a=$1 b=$2 what
+  shift 2
+  for what in "${@:-/}"; do
+    h5diff "$a" "$b" "$what" "$what" >diff.txt 2>&1 && ! [ -s diff.txt ] || return 1
+  done
+}
+
 # near A B: the two runs have the same steps, losses within 2e-6 and norms within 2e-5 relative.
 near() {
   [ -s "$1" ] && paste -d' ' "$1" "$2" | awk -v want="$(wc -l <"$1")" '

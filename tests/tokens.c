@@ -16,7 +16,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { UNIT = 16 << 20, MI = 1 << 20, MAX_TOKENS = 4096, MAX_DOCS = 64 };
+enum { UNIT = 16 << 20 /* a multiple of what one is cut into */, MI = 1 << 20, MAX_TOKENS = 4096, MAX_DOCS = 64 };
 
 /* ---- files, by rank 0 for all ---- */
 

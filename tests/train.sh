@@ -29,7 +29,7 @@ ok $? "metrics begin with the grid and have evaluations"
 # --- bitwise restart: steps 11 to 20 again from the checkpoint of step 10 ---
 same_checkpoint() { # same_checkpoint A B
   if command -v h5diff >/dev/null; then
-    h5diff "$1/model.h5" "$2/model.h5" >diff.txt 2>&1 && h5diff "$1/optimizer.h5" "$2/optimizer.h5" >>diff.txt 2>&1
+    same_h5 "$1/model.h5" "$2/model.h5" && same_h5 "$1/optimizer.h5" "$2/optimizer.h5"
   else
     cmp "$1/model.h5" "$2/model.h5" >diff.txt 2>&1 && cmp "$1/optimizer.h5" "$2/optimizer.h5" >>diff.txt 2>&1
   fi
