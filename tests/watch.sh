@@ -84,6 +84,11 @@ done
 [ "${1:-}" != tp ] || finish
 options=()
 steps quiet >s_quiet
+export SAKER_MPI_THREADS=funneled # then the watchdog's thread may call nothing of MPI, and ends its process
+struck funneled 1:7:stop
+[ $? != 0 ] && grep -q "watchdog on rank 0: rank 1 on host $(hostname) does not run" log
+ok $? "with MPI_THREAD_FUNNELED a stopped rank is named; the job is down after $down s" || say_log log
+unset SAKER_MPI_THREADS
 
 # One that is slow, and a whole job that is suspended for longer than the limit, are no reason to end anything.
 struck slow 1:1:slow:20 --set train.steps=60
