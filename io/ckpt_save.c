@@ -185,13 +185,15 @@ typedef struct unit {
 
 typedef struct batch {
   sk_ckpt_part *part;
-  int n_part, n;
-  unit *unit;
+  int n_part, n, first;
+  unit *unit; /* [n], to be written from `first` on */
+  bool sourced;
   sk_ckpt_room room[SK_CKPT_WORKERS];
   atomic_bool written;
 } batch;
 
-/* Several threads go through all files side by side: a file system may let only one of them write to a file. */
+/* A file system may let only one thread at a time write to a file: each goes through all of them side by side, and every
+ * rank begins at another place. */
 static int by_turn(const void *a, const void *b) {
   const unit *x = a, *y = b;
   int64_t u = (int64_t)x->slab * y->of, v = (int64_t)y->slab * x->of;
@@ -200,7 +202,8 @@ static int by_turn(const void *a, const void *b) {
 
 static void write_unit(void *arg, int worker, int i, sk_err *e) {
   batch *b = arg;
-  sk_ckpt_part_slab(b->unit[i].part, b->unit[i].slab, &b->room[worker], e);
+  const unit *u = &b->unit[(b->first + i) % b->n];
+  sk_ckpt_part_slab(u->part, u->slab, &b->room[worker], e);
 }
 
 /* Hands to the disk what has been written so far, so that it does not begin only at the end. */
@@ -215,7 +218,10 @@ static void *flush(void *arg) {
 
 static void write_units(const sk_ckpt_job *j, batch *b, int workers, sk_err *e) {
   pthread_t flusher;
-  if (workers > 1) qsort(b->unit, (size_t)b->n, sizeof *b->unit, by_turn);
+  if (workers * j->size > 1 && !b->sourced) {
+    qsort(b->unit, (size_t)b->n, sizeof *b->unit, by_turn);
+    b->first = (int)((int64_t)b->n * j->rank / j->size);
+  }
   for (int i = 0; i < workers; i++) sk_ckpt_room_open(&b->room[i]);
   bool flushes = j->form->first_of_node && sk_ckpt_thread(&flusher, flush, b);
   sk_ckpt_each(b->n, workers, write_unit, b, e);
@@ -233,7 +239,7 @@ static void write_batch(const sk_ckpt_job *j, sk_ckpt_part *part, int n_part, sk
   for (int k = 0; k < n_part && !e->code; k++) {
     const sk_ckpt_file *f = part[k].file;
     int before = b->n;
-    if (f->source) workers = 1;
+    if (f->source) workers = 1, b->sourced = true; /* one by one, in the order of its reader */
     for (int i = 0; i < f->n_slab; i++)
       if (sk_slab_count(&f->slab[i], f->dset[f->slab[i].dset].rank) > 0)
         b->unit[b->n++] = (unit){&part[k], i, f->n_slab};

@@ -83,29 +83,74 @@ static const float *fill(const sk_ckpt_part *w, sk_ckpt_room *r, int i, sk_err *
   return f->source->fill(f->source->arg, i, r->slab, e) == SK_OK ? r->slab : NULL;
 }
 
-/* A slab's elements in row-major order, which is their order in the file as well, by runs that lie together there:
- * some indices of `axis` with everything of the axes behind it. */
-int sk_ckpt_part_slab(const sk_ckpt_part *w, int slab, sk_ckpt_room *r, sk_err *e) {
+/* Runs of a slab that lie together in the file: some indices of `axis` with everything of the axes behind it. */
+typedef struct runs {
+  int axis;
+  int64_t n, bytes; /* how many, of each */
+} runs;
+
+static runs find_runs(const sk_dset *d, const sk_slab *s) {
+  runs r = {.axis = d->rank - 1, .n = 1};
+  int64_t count = s->count[r.axis];
+  for (; r.axis > 0 && s->count[r.axis] == d->dim[r.axis]; r.axis--) count *= s->count[r.axis - 1];
+  for (int i = 0; i < r.axis; i++) r.n *= s->count[i];
+  r.bytes = count * (int64_t)sizeof(float);
+  return r;
+}
+
+/* Place of run k in the file; it grows with k. */
+static int64_t run_at(const sk_dset *d, const sk_slab *s, int64_t offset, const runs *r, int64_t k) {
+  int64_t at = 0, stride = 1;
+  for (int i = d->rank - 1; i >= 0; stride *= d->dim[i--]) {
+    int64_t index = s->start[i];
+    if (i < r->axis) index += k % s->count[i], k /= s->count[i];
+    at += index * stride;
+  }
+  return offset + at * (int64_t)sizeof(float);
+}
+
+/* Short runs from number k on, as many as lie within a block and not too far apart (columns of a matrix of which other
+ * ranks have the others): what the file then holds is read in one piece. Returns the next run. */
+static int64_t write_short_runs(const sk_ckpt_part *w, const sk_ckpt_room *room, const sk_dset *d, const sk_slab *s,
+                                int64_t offset, const runs *r, const char *data, int64_t k, sk_err *e) {
+  enum { FAR = 16 };
+  const size_t n = (size_t)r->bytes;
+  int64_t first = k, begin = run_at(d, s, offset, r, k), end = begin;
+  for (int64_t at = begin; k < r->n; at = k < r->n ? run_at(d, s, offset, r, k) : 0) {
+    int64_t span = at + r->bytes - begin;
+    if (k > first && (span > BLOCK || span > FAR * (k - first + 1) * r->bytes)) break;
+    sk_hash_add(room->hash, data + k * r->bytes, n);
+    if (write_at(w, data + k * r->bytes, n, at, e) != SK_OK) return k;
+    end = at + r->bytes;
+    k++;
+  }
+  if (read_at(w, room->buf, (size_t)(end - begin), begin, e) != SK_OK) return k;
+  for (int64_t i = first; i < k; i++)
+    if (memcmp(room->buf + (run_at(d, s, offset, r, i) - begin), data + i * r->bytes, n) != 0) {
+      sk_ckpt_lied(w->path, d->name, e);
+      break;
+    }
+  return k;
+}
+
+/* A slab's elements in row-major order, which is their order in the file as well. */
+int sk_ckpt_part_slab(const sk_ckpt_part *w, int slab, sk_ckpt_room *room, sk_err *e) {
   const sk_slab *s = &w->file->slab[slab];
   const sk_dset *d = &w->file->dset[s->dset];
   check_slab(d, s);
-  const float *data = s->data ? s->data : fill(w, r, slab, e);
+  const char *data = (const char *)(s->data ? s->data : fill(w, room, slab, e));
   if (!data) return e->code;
-  int axis = d->rank - 1;
-  int64_t run = s->count[axis], runs = 1;
-  for (; axis > 0 && s->count[axis] == d->dim[axis]; axis--) run *= s->count[axis - 1];
-  for (int i = 0; i < axis; i++) runs *= s->count[i];
-  for (int64_t k = 0; k < runs && !e->code; k++) {
-    int64_t at = 0, rest = k, stride = 1;
-    for (int i = d->rank - 1; i >= 0; stride *= d->dim[i--]) {
-      int64_t index = s->start[i];
-      if (i < axis) index += rest % s->count[i], rest /= s->count[i];
-      at += index * stride;
+  const runs r = find_runs(d, s);
+  const int64_t offset = w->form->offset[s->dset];
+  for (int64_t k = 0; k < r.n && !e->code;) {
+    if (r.bytes < BLOCK / 2) {
+      k = write_short_runs(w, room, d, s, offset, &r, data, k, e);
+    } else {
+      write_run(w, room, room->hash, data + k * r.bytes, (size_t)r.bytes, run_at(d, s, offset, &r, k), d->name, e);
+      k++;
     }
-    write_run(w, r, r->hash, (const char *)(data + k * run), (size_t)run * sizeof(float),
-              w->form->offset[s->dset] + at * (int64_t)sizeof(float), d->name, e);
   }
-  sk_hash_take(r->hash, w->hash[slab]);
+  sk_hash_take(room->hash, w->hash[slab]);
   return e->code;
 }
 

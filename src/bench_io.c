@@ -28,6 +28,7 @@ typedef struct bench_io {
   const sk_ckpt_form *form;
   const char *data; /* what plain writes write */
   int *fd; /* [n_file] of theirs */
+  void *copy_from, *copy_to; /* [bytes] on the device and on the host */
   char *run; /* folder of the checkpoints and the plain writes */
   size_t bytes;  /* of this rank */
   double total;  /* of all ranks: 12 bytes per parameter */
@@ -81,25 +82,14 @@ static double step(bench_io *s) {
 
 /* ---- what could be had at best ---- */
 
-/* The state's bytes from the device to the host in one piece, as often as the warm-up and the repetitions say. */
-static void plain_copy(bench_io *s, sk_err *e) {
+/* The state's bytes from the device to the host in one piece. */
+static void plain_copy(bench_io *s, bool count) {
   const sk_ops *op = s->engine.ctx.op;
-  sk_device *dev = s->engine.ctx.dev;
-  void *from = op->alloc(dev, s->bytes), *to = op->host_alloc(dev, s->bytes);
-  if (!from || !to) sk_fail(e, SK_FAILED, "out of memory: 2 x %s for plain copies", sk_bytes((double)s->bytes));
-  if (sk_agree(s->b->comm, e) == SK_OK) {
-    op->zero(s->engine.ctx.st, from, s->bytes);
-    memset(to, 0, s->bytes);
-    for (int64_t i = 0; i < s->b->warmup + s->b->repeat; i++) {
-      MPI_Barrier(s->b->comm);
-      double begin = sk_now();
-      op->copy_host(s->engine.ctx.st, to, from, s->bytes);
-      op->sync(s->engine.ctx.st);
-      if (i >= s->b->warmup) note(s, COPY, sk_now() - begin);
-    }
-  }
-  op->free(dev, from);
-  op->host_free(dev, to);
+  MPI_Barrier(s->b->comm);
+  double begin = sk_now();
+  op->copy_host(s->engine.ctx.st, s->copy_to, s->copy_from, s->bytes);
+  op->sync(s->engine.ctx.st);
+  if (count) note(s, COPY, sk_now() - begin);
 }
 
 /* This thread's share of all files, of the same size each, in blocks: some threads begin with one, some with another. */
@@ -225,6 +215,7 @@ static void save_behind(bench_io *s, int64_t at, sk_err *e) {
     MPI_Barrier(s->b->comm);
     note(s, STEP, step(s));
   }
+  plain_copy(s, true);
   MPI_Barrier(s->b->comm);
   double begin = sk_now();
   sk_ckpt_job *job = begin_save(s, at);
@@ -293,14 +284,34 @@ static void report(bench_io *s) {
   line(s, "load", s->total, median(s, LOAD), NONE, false);
 }
 
-static int measure(bench_io *s, sk_err *e) {
+static int open_copies(bench_io *s, sk_err *e) {
+  const sk_ops *op = s->engine.ctx.op;
   char *data = sk_malloc(s->bytes);
   sk_bench_random((float *)(void *)data, (int64_t)(s->bytes / sizeof(float)), (uint64_t)s->b->rank, 1);
-  for (int64_t i = 0; i < s->b->warmup; i++) step(s);
-  plain_copy(s, e);
   s->data = data;
   s->fd = sk_calloc((size_t)s->n_file, sizeof *s->fd);
-  for (int64_t i = 0; i < s->b->repeat && !e->code; i++) { // in turn: disks and neighbours change with time
+  s->copy_from = op->alloc(s->engine.ctx.dev, s->bytes);
+  s->copy_to = op->host_alloc(s->engine.ctx.dev, s->bytes);
+  if (!s->copy_from || !s->copy_to)
+    sk_fail(e, SK_FAILED, "out of memory: 2 x %s for plain copies", sk_bytes((double)s->bytes));
+  if (sk_agree(s->b->comm, e) != SK_OK) return e->code;
+  op->zero(s->engine.ctx.st, s->copy_from, s->bytes);
+  memset(s->copy_to, 0, s->bytes);
+  return SK_OK;
+}
+
+static void close_copies(bench_io *s) {
+  const sk_ops *op = s->engine.ctx.op;
+  op->free(s->engine.ctx.dev, s->copy_from);
+  op->host_free(s->engine.ctx.dev, s->copy_to);
+  sk_free(s->fd);
+  sk_free((char *)(uintptr_t)s->data);
+}
+
+static int measure(bench_io *s, sk_err *e) {
+  int64_t repeat = open_copies(s, e) == SK_OK ? s->b->repeat : 0;
+  for (int64_t i = 0; i < s->b->warmup && repeat; i++) step(s), plain_copy(s, false);
+  for (int64_t i = 0; i < repeat && !e->code; i++) { // in turn: disks and neighbours change with time
     plain_write(s, e);
     if (!e->code) save_waiting(s, 2 * i + 1, e);
     remove_saved(s, 2 * i + 1);
@@ -308,8 +319,7 @@ static int measure(bench_io *s, sk_err *e) {
     if (!e->code) load(s, 2 * i + 2, e);
     remove_saved(s, 2 * i + 2);
   }
-  sk_free(s->fd);
-  sk_free(data);
+  close_copies(s);
   return e->code;
 }
 

@@ -5,6 +5,7 @@
 #include "io/fsutil.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -15,12 +16,14 @@
 
 enum { POLL_MS = 250, HOST_CAP = 64, REPORT_CAP = 1 << 16, LISTED = 16 };
 static const double GRACE = 20, OWN_PAUSE = 2, ACT = 0.75; /* s, s, share of a limit */
+static const double MOMENT = 0.6; /* s: two polls and a bit */
 
 /* One rank's, in the memory that its node shares. Written by its own process only. */
 typedef struct slot {
   sk_beat beat;           /* main thread */
   _Atomic int64_t step;   /* main thread; 0: outside of the steps */
   _Atomic double seconds; /* main thread: of a step, 0: not known yet */
+  _Atomic uint64_t first, beats; /* main thread: beats when this step began, and of the step before */
   _Atomic uint64_t tick;  /* watching thread */
   int rank;
 } slot;
@@ -199,8 +202,29 @@ static void look(sk_watch *w, double now, bool forgive) {
   }
 }
 
+/* How far a rank has come: step and part of it. Ranks of different stages have different beats in a step. */
+static double progress(const slot *s) {
+  double all = (double)atomic_load(&s->beats), now = (double)(atomic_load(&s->beat.count) - atomic_load(&s->first));
+  return (double)atomic_load(&s->step) + (all > 0 ? now / (all + now) : 0);
+}
+
+/* Where a GPU's exchange hangs, all hosts soon stand in computing sections, within the same moment: among those the one
+ * that has come least far is to blame, else the one that has stood still the longest. */
+static int whom_to_blame(const sk_watch *w, double now) {
+  int stuck = -1;
+  for (int i = 0; i < w->n; i++) {
+    const slot *s = w->at[i];
+    double quiet = now - w->seen[i].beat_at, most = ACT * limit(w, s);
+    if (waits(atomic_load(&s->beat.section)) || quiet <= most - MOMENT) continue;
+    double apart = stuck < 0 ? -2 * MOMENT : w->seen[i].beat_at - w->seen[stuck].beat_at;
+    if (fabs(apart) > MOMENT ? apart < 0 : progress(s) < progress(w->at[stuck])) stuck = i;
+  }
+  return stuck;
+}
+
 static void judge(sk_watch *w, double now) {
-  int frozen = -1, stuck = -1, first = -1;
+  int frozen = -1, first = -1;
+  bool stuck = false;
   bool all_wait = true;
   for (int i = 0; i < w->n; i++) {
     const slot *s = w->at[i];
@@ -209,12 +233,15 @@ static void judge(sk_watch *w, double now) {
     else if (first < 0) first = i;
     double quiet = now - w->seen[i].beat_at;
     bool waiting = waits(atomic_load(&s->beat.section));
-    if (!waiting && quiet > ACT * limit(w, s) && (stuck < 0 || w->seen[i].beat_at < w->seen[stuck].beat_at)) stuck = i;
+    stuck |= !waiting && quiet > ACT * limit(w, s);
     all_wait &= waiting && quiet > ACT * limit(w, s);
   }
   if (first != w->me) return; /* the node's first living rank speaks */
   if (frozen >= 0) blame(w, frozen, "does not run", now - w->seen[frozen].tick_at);
-  if (stuck >= 0) blame(w, stuck, "makes no progress", now - w->seen[stuck].beat_at);
+  if (stuck) {
+    int i = whom_to_blame(w, now);
+    blame(w, i, "makes no progress", now - w->seen[i].beat_at);
+  }
   if (all_wait) consult(w, now);
   else if (w->stalled_at > 0) {
     char *path = report_path(w, w->node[w->rank]);
@@ -293,6 +320,9 @@ void sk_watch_start(const sk_grid *grid, const char *run_dir, double step, doubl
 void sk_watch_step(sk_watch *w, int64_t step, double seconds) {
   if (!w) return;
   slot *s = w->at[w->me];
+  uint64_t count = atomic_load(&s->beat.count);
+  if (atomic_load(&s->step) > 0) atomic_store(&s->beats, count - atomic_load(&s->first));
+  atomic_store(&s->first, count);
   atomic_store(&s->step, step);
   atomic_store(&s->seconds, seconds);
   atomic_fetch_add(&s->beat.count, 1);

@@ -28,6 +28,9 @@ ok $? "--print-defaults"
 "$SAKER" --versoin >log 2>&1
 [ $? = 2 ] && grep -q "^saker: unknown option '--versoin'" log
 ok $? "an unknown option before the verb"
+SAKER_MPI_THREADS=many "$SAKER" info . >log 2>&1
+[ $? = 2 ] && grep -q '^saker: SAKER_MPI_THREADS=many: give single, funneled, serialized or multiple$' log
+ok $? "SAKER_MPI_THREADS with a level that MPI does not have: exit code 2"
 
 small_run
 ok $? "data and deck"
@@ -51,7 +54,7 @@ for n in 1 2; do
     [ $? = 0 ] && [ "$(grep -c '"pct_ceiling":' ops.json)" -ge 25 ]
   else
     ranks $n bench comm --repeat 1 --warmup 0 --json comm.json && ranks $n bench io -i deck.yaml --repeat 1 --json io.json
-    [ $? = 0 ] && [ "$(grep -c '"gbps":' comm.json)" = 32 ] && [ "$(grep -c '"gbps":' io.json)" -ge 7 ] && ! [ -e saker-bench ]
+    [ $? = 0 ] && [ "$(grep -c '"gbps":' comm.json)" = 34 ] && [ "$(grep -c '"message"' comm.json)" = 2 ] && [ "$(grep -c '"gbps":' io.json)" -ge 7 ] && ! [ -e saker-bench ]
   fi
   ok $? "$n ranks: bench ops, comm and io --json" || say_log log
   ranks $n bench stop

@@ -13,7 +13,7 @@ faulty=${SAKER_BUILDDIR:?}/tests/faults/saker
 device=${SAKER_TEST_DEVICE:-cpu}
 small_run && sed -i 's/kind: cosine/kind: constant/; s/, valid: \[[^]]*\]//' deck.yaml
 ok $? "data and deck"
-limit=4 # of a rank that makes no progress; the default is 10 s
+default=10 soon=4 limit=$soon # s, of a rank that makes no progress
 if [ "$device" = cuda ]; then
   if [ "$(nvidia-smi -L 2>/dev/null | grep -c '^GPU')" -lt 2 ] || ! ranks 2 train -i deck.yaml --set run.device=cuda --check; then
     skip "there are no two GPUs, or this program was built without CUDA"
@@ -47,8 +47,8 @@ goes_on() { # goes_on RUN
   [ $? = 0 ] && [ "$(steps "$1")" = "$(cat s_quiet)" ] && [ ! -e "$1/stall" ]
   ok $? "the same command continues, with the losses of the quiet run" || say_log log
 }
-# A second more than the limit: this machine may be busy, and a launcher takes its time.
-in_time() { awk -v t="$down" -v most=$((limit + 1)) 'BEGIN { exit !(t + 0 > 0 && t <= most) }'; }
+# The watchdog acts after 3/4 of the limit. Of the short one that is a second, in which a launcher may not have ended all.
+in_time() { awk -v t="$down" -v most=$((limit == soon ? limit + 1 : limit)) 'BEGIN { exit !(t + 0 > 0 && t <= most) }'; }
 
 for setup in "${setups[@]}"; do
   read -ra options <<<"$setup"
@@ -60,6 +60,7 @@ for setup in "${setups[@]}"; do
   for fault in 0:7:stop $last:7:stop $last:7:early-stop 1:7:hang 1:7:early-hang; do
     rank=${fault%%:*} kind=${fault##*:} run=$quiet-${fault//:/-}
     case $kind in *stop) what="does not run" ;; *) what="makes no progress" ;; esac
+    if [ "$fault" = 0:7:stop ]; then limit=$default; else limit=$soon; fi
     struck "$run" "$fault"
     code=$?
     [ $code = 1 ] && grep -q "watchdog on rank [012]: rank $rank on host $(hostname) $what for .*step 7" log &&
@@ -83,6 +84,11 @@ done
 [ "${1:-}" != tp ] || finish
 options=()
 steps quiet >s_quiet
+export SAKER_MPI_THREADS=funneled # then the watchdog's thread may call nothing of MPI, and ends its process
+struck funneled 1:7:stop
+[ $? != 0 ] && grep -q "watchdog on rank 0: rank 1 on host $(hostname) does not run" log
+ok $? "with MPI_THREAD_FUNNELED a stopped rank is named; the job is down after $down s" || say_log log
+unset SAKER_MPI_THREADS
 
 # One that is slow, and a whole job that is suspended for longer than the limit, are no reason to end anything.
 struck slow 1:1:slow:20 --set train.steps=60

@@ -10,7 +10,7 @@ for i in $(seq "$repeat"); do
   for level in single funneled serialized multiple; do
     echo "== $level, $i of $repeat"
     export SAKER_MPI_THREADS=$level
-    ${MPIRUN:-mpirun --bind-to none} -np 2 "$saker" bench comm --repeat 5 --json "$dir/comm-$level-$i.json" | grep -A2 'Communication'
+    ${MPIRUN:-mpirun --bind-to none} -np 2 "$saker" bench comm -i "$here/input/bench.yaml" --set run.device=cpu --repeat 5 --json "$dir/comm-$level-$i.json" | grep -A2 'Communication'
     ${MPIRUN:-mpirun --bind-to none} -np 2 "$saker" bench step -i "$here/input/bench.yaml" --set run.device=cpu --set parallel.tp=2 \
       --set data.sequence=64 --set train.global_batch=1 --repeat 15 --json "$dir/step-$level-$i.json"
   done
