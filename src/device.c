@@ -7,7 +7,7 @@ const sk_comm_ops *sk_device_comm(const sk_ops *op) {
   return op == sk_cuda && sk_comm_nccl ? sk_comm_nccl : &sk_comm_mpi;
 }
 
-bool sk_device_branches(const sk_ops *op, int n_cp) { return op == sk_cuda && n_cp == 1; }
+bool sk_device_branches(const sk_ops *op) { return op == sk_cuda; }
 
 const sk_comm_ops *sk_device_pipe(const sk_ops *op, const sk_comm_ops *comm, const sk_config *cfg) {
   int t = cfg->parallel.transport;

@@ -17,8 +17,8 @@ int sk_device_fits(int ranks, int gpus, const char *visible, const char *host, s
 /* What ranks with this device exchange data with. */
 const sk_comm_ops *sk_device_comm(const sk_ops *op);
 
-/* Whether a mixer's two branches run on two streams: on GPUs, where no branch has exchanges of its own. */
-bool sk_device_branches(const sk_ops *op, int n_cp);
+/* Whether a mixer's two branches run on two streams: on GPUs. */
+bool sk_device_branches(const sk_ops *op);
 
 /* What carries their messages between pipeline stages: parallel.transport on GPUs, on the CPU `comm`. */
 const sk_comm_ops *sk_device_pipe(const sk_ops *op, const sk_comm_ops *comm, const sk_config *cfg);

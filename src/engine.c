@@ -108,7 +108,7 @@ static int measure(sk_engine *g, const sk_ops *target, sk_dtype act, size_t byte
   sk_arena_plan(&g->redo, sk_part_name[SK_PART_REDO]);
   sk_arena_plan(&c->scratch, sk_part_name[SK_PART_SCRATCH]);
   sk_arena_plan(&g->branch.scratch, sk_part_name[SK_PART_SCRATCH]);
-  c->branch = g->train && sk_device_branches(target, c->n_cp) ? &g->branch : NULL;
+  c->branch = g->train && sk_device_branches(target) ? &g->branch : NULL;
   bind(g);
   bytes[SK_PART_SAVED] = 0;
   for (int i = 0; i < g->model.n_chunks; i++) {

@@ -143,21 +143,35 @@ void sk_layer_forward(sk_ctx *c, const sk_layer *l, const sk_tokens_here *t, sk_
 
 /* ---- backward ---- */
 
-/* The gradient of all tokens' outputs. dh itself changes on the way to the layer before, so weight gradients
- * that are put off need a copy. */
-static const void *outputs_grad(sk_ctx *c, const sk_tokens_here *t, int64_t d, const void *dh) {
-  if (c->n_tp > 1 || !c->queue) return sk_gather(c, sk_until_wgrad(c), dh, t, d);
+/* Starts to gather the gradient of all tokens' outputs. dh itself changes on the way to the layer before, so weight
+ * gradients that are put off need a copy. */
+static sk_gathering outputs_grad(sk_ctx *c, const sk_tokens_here *t, int64_t d, const void *dh) {
+  if (c->n_tp > 1 || !c->queue) return sk_gather_begin(c, sk_until_wgrad(c), dh, t, d);
   void *copy = sk_take_act(c, c->saved, t->n * d);
   c->op->copy(c->st, copy, dh, (size_t)(t->n * d) * sk_dtype_size(c->act));
-  return copy;
+  return (sk_gathering){.full = copy};
 }
 
+/* What the MLP's last weight gradient reads. It is computed beside the mixer's first exchange. */
+typedef struct mlp_flight {
+  const void *dgu, *u;
+} mlp_flight;
+
+static void mlp_wgrad(sk_ctx *c, const sk_layer *l, const sk_tokens_here *t, const mlp_flight *f) {
+  sk_timer_begin(c->timer, SK_T_BACKWARD + SK_T_MLP);
+  sk_linear_wgrad(c, &l->ff.gu, f->dgu, f->u, t->n);
+  sk_linear_bias_grad(c, &l->ff.gu, f->dgu, t->n);
+  sk_timer_end(c->timer);
+}
+
+/* Under tp the input's gradient is exchanged beside the weight gradient of `down`, and the gather of u, which only
+ * the other one needs, beside everything. */
 static void mlp_backward(sk_ctx *c, const sk_layer *l, const sk_tokens_here *t, sk_layer_saved *s, void *du,
-                         const void *dh) {
+                         const void *dh, mlp_flight *flight) {
   const sk_mlp *f = &l->ff;
+  sk_gathering dout = outputs_grad(c, t, l->d, dh);
   norm_again(c, l->norm2, l->eps, t->n_local, l->d, &s->n2);
   sk_gathering u = sk_gather_begin(c, sk_until_wgrad(c), s->n2.u, t, l->d);
-  const void *dout = outputs_grad(c, t, l->d, dh);
   void *part = sk_partial(c, du, t, l->d);
   sk_timer_begin(c->timer, SK_T_BACKWARD + SK_T_MLP);
   sk_linear_bias_grad(c, &f->down, dh, t->n_local);
@@ -167,54 +181,65 @@ static void mlp_backward(sk_ctx *c, const sk_layer *l, const sk_tokens_here *t, 
     s->act = sk_take_act(c, sk_until_wgrad(c), t->n * f->F);
     c->op->swiglu(c->st, s->act, s->gu, f->gate, t->n, f->F);
   }
-  sk_linear_backward(c, &f->down, dact, 0, dout, s->act, t->n);
+  const void *dout_all = sk_gather_end(c, &dout);
+  sk_linear_dgrad(c, &f->down, dact, 0, dout_all, t->n);
   c->op->swiglu_grad(c->st, dgu, dact, s->gu, f->gate, t->n, f->F);
   sk_linear_dgrad(c, &f->gu, part, 0, dgu, t->n);
-  const void *u_all = sk_gather_end(c, &u);
-  sk_linear_wgrad(c, &f->gu, dgu, u_all, t->n);
-  sk_linear_bias_grad(c, &f->gu, dgu, t->n);
+  sk_scattering sum = sk_scatter_begin(c, du, part, t, l->d);
+  sk_linear_wgrad(c, &f->down, dout_all, s->act, t->n);
   sk_timer_end(c->timer);
-  sk_scatter(c, du, part, t, l->d);
+  *flight = (mlp_flight){dgu, sk_gather_end(c, &u)};
+  sk_scatter_end(c, &sum);
 }
 
+/* before: the MLP of the layer, whose last weight gradient is still to be computed; NULL: none. */
 static void mixer_backward(sk_ctx *c, const sk_layer *l, const sk_tokens_here *t, sk_layer_saved *s, void *du,
-                           const void *dh) {
+                           const void *dh, const mlp_flight *before) {
   const bool mamba = l->mixer != '*', attention = l->mixer != 'M';
   sk_mamba_flight mf;
   sk_attention_flight af;
   sk_ctx side;
+  sk_gathering dout = outputs_grad(c, t, l->d, dh);
+  if (before) mlp_wgrad(c, l, t, before);
   norm_again(c, l->norm1, l->eps, t->n_local, l->d, &s->n1);
-  sk_gathering u = sk_gather_begin(c, sk_until_wgrad(c), s->n1.u, t, l->d);
-  const void *dout = outputs_grad(c, t, l->d, dh);
   void *part = sk_partial(c, du, t, l->d);
   if (mamba) sk_linear_bias_grad(c, &l->mamba.out, dh, t->n_local);
   if (attention) sk_linear_bias_grad(c, &l->attention.o, dh, t->n_local);
+  const void *dout_all = sk_gather_end(c, &dout);
   sk_ctx *a = fork_branch(c, &side, mamba && attention);
   if (attention) sk_attention_back_begin(a, &l->attention, t, &s->attention, &af);
-  if (mamba) sk_mamba_back_begin(c, &l->mamba, t, &s->mamba, &mf, dout);
-  if (attention) sk_attention_back_core(a, &l->attention, t, &s->attention, &af, dout);
+  if (mamba) sk_mamba_back_begin(c, &l->mamba, t, &s->mamba, &mf, dout_all);
+  sk_gathering u = sk_gather_begin(c, sk_until_wgrad(c), s->n1.u, t, l->d); /* behind the gated norm's sums */
+  if (attention) sk_attention_back_core(a, &l->attention, t, &s->attention, &af, dout_all);
   if (mamba) sk_mamba_back_core(c, &l->mamba, t, &s->mamba, &mf);
   if (attention) sk_attention_back_end(a, &l->attention, t, &af, part, 0);
   join_branch(c, a);
   if (mamba) sk_mamba_back_end(c, &l->mamba, t, &mf, part, attention);
+  sk_scattering sum = sk_scatter_begin(c, du, part, t, l->d); /* beside the weight gradients */
   const void *u_all = sk_gather_end(c, &u);
   if (c->n_tp > 1) follow(c, a); /* u_all has come */
   if (attention) sk_attention_wgrad(a, &l->attention, t, &af, u_all);
   if (mamba) sk_mamba_wgrad(c, &l->mamba, t, &mf, u_all);
   join_branch(c, a);
-  sk_scatter(c, du, part, t, l->d);
+  sk_scatter_end(c, &sum);
 }
 
+/* Without tp there is nothing to hide: what the MLP's weight gradient reads is not kept for the mixer. */
 void sk_layer_backward(sk_ctx *c, const sk_layer *l, const sk_tokens_here *t, sk_layer_saved *s, void *dh) {
   size_t mark = sk_arena_mark(&c->scratch);
   void *du = sk_take_act(c, &c->scratch, t->n_local * l->d);
   size_t inner = sk_arena_mark(&c->scratch);
+  mlp_flight flight;
+  const bool later = l->mlp && c->n_tp > 1 && !c->queue;
   if (l->mlp) {
-    mlp_backward(c, l, t, s, du, dh);
-    sk_arena_release(&c->scratch, inner);
+    mlp_backward(c, l, t, s, du, dh, &flight);
+    if (!later) {
+      mlp_wgrad(c, l, t, &flight);
+      sk_arena_release(&c->scratch, inner);
+    }
     sk_norm_backward(c, l->norm2, t->n_local, l->d, &s->n2, dh, du);
   }
-  mixer_backward(c, l, t, s, du, dh);
+  mixer_backward(c, l, t, s, du, dh, later ? &flight : NULL);
   sk_arena_release(&c->scratch, inner);
   sk_norm_backward(c, l->norm1, t->n_local, l->d, &s->n1, dh, du);
   sk_arena_release(&c->scratch, mark);

@@ -23,6 +23,15 @@ static inline void *sk_gather(sk_ctx *c, sk_arena *a, const void *local, const s
 /* Where the layers' partial sums of all tokens go before they are added over tp: [n,d] from scratch;
  * without tp it is `local` itself. */
 void *sk_partial(sk_ctx *c, void *local, const sk_tokens_here *t, int64_t d);
-/* local[n_local,d] = this rank's tokens of the sum of all ranks' partials. */
+/* A reduce-scatter under way. */
+typedef struct sk_scattering {
+  sk_ticket *ticket;
+} sk_scattering;
+
+/* Starts local[n_local,d] = this rank's tokens of the sum of all ranks' partials. Takes scratch, which must stay until
+ * the end. */
+sk_scattering sk_scatter_begin(sk_ctx *c, void *local, const void *partial, const sk_tokens_here *t, int64_t d);
+void sk_scatter_end(sk_ctx *c, sk_scattering *s);
+/* Both at once; no scratch is left taken. */
 void sk_scatter(sk_ctx *c, void *local, const void *partial, const sk_tokens_here *t, int64_t d);
 #endif
