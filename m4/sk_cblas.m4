@@ -4,7 +4,8 @@
 # keeps the flavours side by side in <multiarch>/blis-openmp and <multiarch>/openblas-openmp and has
 # no blis.pc, so those folders are tried first, then pkg-config, then plain -l.
 # Substitutes CBLAS_CFLAGS and CBLAS_LIBS; defines HAVE_BLIS or HAVE_OPENBLAS when the library is
-# one of these (their arch or core name functions are then there); sets sk_cblas_name,
+# one of these (their arch or core name functions are then there), HAVE_BLIS_SKX when BLIS can be told to use
+# its kernels for AVX-512; sets sk_cblas_name,
 # sk_cblas_kernel and sk_cblas_fallback for the summary.
 AC_DEFUN([SK_CBLAS], [
 AC_ARG_WITH([cblas], [AS_HELP_STRING([--with-cblas=NAME],
@@ -52,6 +53,11 @@ sk_saved_LIBS=$LIBS
 LIBS="$CBLAS_LIBS $LIBS"
 sk_cblas_kernel="not known"; sk_cblas_fallback=no
 AC_LINK_IFELSE([SK_BLIS_PROGRAM], [AC_DEFINE([HAVE_BLIS], [1], [CBLAS is BLIS])])
+sk_saved_CPPFLAGS=$CPPFLAGS
+CPPFLAGS="$CPPFLAGS $CBLAS_CFLAGS"
+AC_RUN_IFELSE([SK_BLIS_SKX_PROGRAM], [AC_DEFINE([HAVE_BLIS_SKX], [1], [BLIS's kernels for AVX-512 can be asked for])],
+  [], [:])
+CPPFLAGS=$sk_saved_CPPFLAGS
 AC_LINK_IFELSE([SK_OPENBLAS_PROGRAM], [AC_DEFINE([HAVE_OPENBLAS], [1], [CBLAS is OpenBLAS])])
 AC_RUN_IFELSE([SK_BLIS_PROGRAM], [sk_cblas_kernel=$(cat conftest.out)],
   [AC_RUN_IFELSE([SK_OPENBLAS_PROGRAM], [sk_cblas_kernel=$(cat conftest.out)], [], [:])], [:])
@@ -66,6 +72,18 @@ const char *bli_arch_string(int id);
 int main(void) {
   FILE *f = fopen("conftest.out", "w");
   return !f || fputs(bli_arch_string(bli_arch_query_id()), f) < 0 || fclose(f);
+}]])])
+m4_define([SK_BLIS_SKX_PROGRAM], [AC_LANG_SOURCE([[#include <blis.h>
+#include <stdio.h>
+#include <stdlib.h>
+int main(void) {
+  char id[16];
+  __builtin_cpu_init();
+  snprintf(id, sizeof id, "%d", (int)BLIS_ARCH_SKX);
+  if (setenv("BLIS_ARCH_TYPE", id, 1)) return 1;
+  bli_init();
+  return bli_arch_query_id() != BLIS_ARCH_SKX ||
+         __builtin_cpu_is("intel") + __builtin_cpu_supports("avx512bf16") < 0; // they compile
 }]])])
 m4_define([SK_OPENBLAS_PROGRAM], [AC_LANG_SOURCE([[#include <stdio.h>
 char *openblas_get_corename(void);

@@ -2,7 +2,7 @@
 # quality.sh asan|valgrind|coverage|tidy|cppcheck: one look at the code that the ordinary tests do not take. Run by
 # `make check-asan` and so on, in the build folder; each needs its tool (Debian's name is the same).
 set -u
-src=${SAKER_SRCDIR:?}
+src=$(cd "${SAKER_SRCDIR:?}" && pwd) # without "..": gcovr compares paths
 jobs=${JOBS:-$(nproc)}
 
 need() {
@@ -26,7 +26,7 @@ asan() {
     CFLAGS="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
   export LSAN_OPTIONS="suppressions=$src/tests/leaks.supp:print_suppressions=0:fast_unwind_on_malloc=0"
   export SAKER_SECONDS=900
-  export ASAN_OPTIONS=detect_leaks=1:abort_on_error=0:exitcode=99 UBSAN_OPTIONS=print_stacktrace=1
+  export ASAN_OPTIONS=allocator_may_return_null=1:detect_leaks=1:abort_on_error=0:exitcode=99 UBSAN_OPTIONS=print_stacktrace=1
   TEST_TIMEOUT=${TEST_TIMEOUT:-3000} make -s check TESTS="${SAKER_ASAN_TESTS:-$(all_tests)}" && make -s check-counts
 }
 
