@@ -1,5 +1,5 @@
-/* cuda_attention_groups.cu: attention, forward, in bf16 for heads up to 128 wide, by warpgroups in two
- * roles (cuda_flash_groups.h). The scores of the next tile of keys are under way while a tile's
+/* cuda_attention_groups.cu: attention, forward, in bf16 for heads up to 128 wide, by warpgroups in
+ * two roles (cuda_flash_groups.h). The scores of the next tile of keys are under way while a tile's
  * exponentials and sums are taken. */
 #include "kernels/cuda_flash_groups.h"
 
@@ -16,9 +16,9 @@ struct forward_share {
   ring<S::STAGES> keys, values;
 };
 
-// Scores become probabilities relative to the new maxima; the sums so far are rescaled, and what the
-// output so far has to be multiplied with is left in `shrink`; false: by 1. A row's columns lie in
-// the four lanes of a quad; its sum stays apart in them until the end.
+// Scores become probabilities relative to the new maxima; the sums so far are rescaled, and what
+// the output so far has to be multiplied with is left in `shrink`; false: by 1. A row's columns lie
+// in the four lanes of a quad; its sum stays apart in them until the end.
 template <int N>
 static __device__ inline bool softmax_step(float (&s)[1][N][4], float (&top)[2], float (&sum)[2],
                                            float (&shrink)[2], float scale2) {
@@ -27,8 +27,7 @@ static __device__ inline bool softmax_step(float (&s)[1][N][4], float (&top)[2],
   for (int half = 0; half < 2; half++) {
     float high = top[half];
 #pragma unroll
-    for (int n = 0; n < N; n++)
-      high = fmaxf(high, fmaxf(s[0][n][2 * half], s[0][n][2 * half + 1]));
+    for (int n = 0; n < N; n++) high = fmaxf(high, fmaxf(s[0][n][2 * half], s[0][n][2 * half + 1]));
     high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 1));
     high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, 2));
     shrink[half] = fast_exp2((top[half] - high) * scale2);
@@ -96,9 +95,9 @@ static __device__ inline void forward_load(const flash_call &c, const flash_task
   cp_async_wait();
 }
 
-// Whose turn it is to begin products: two warpgroups take turns, so that the exponentials of one run
-// beside the products of the other; three do so unasked. Each arrives at the other's barrier as often as
-// that one waits there, but for the last arrival, which nobody waits for.
+// Whose turn it is to begin products: two warpgroups take turns, so that the exponentials of one
+// run beside the products of the other; three do so unasked. Each arrives at the other's barrier as
+// often as that one waits there, but for the last arrival, which nobody waits for.
 template <int GROUPS>
 static __device__ inline void turn_wait(int group) {
   if (GROUPS == 2) named_sync(8 + group, 256);
@@ -161,9 +160,8 @@ static __device__ inline void forward_multiply(const flash_call &c, const flash_
   wg_wait<0>();
   wg_done(o[0]);
   finish_rows(c, t, o, top, sum, m0);
-  store_rows<HD, S::ROWS, WIDE>(c.out, sh.q, o, m0, 0, c.rows - t.r0, c.hd, [&](int r) {
-    return query_at(c, t.bi, t.kv, t.r0 + r, c.ldo);
-  });
+  store_rows<HD, S::ROWS, WIDE>(c.out, sh.q, o, m0, 0, c.rows - t.r0, c.hd,
+                                [&](int r) { return query_at(c, t.bi, t.kv, t.r0 + r, c.ldo); });
 }
 
 template <int HD, bool WIDE>
@@ -179,8 +177,9 @@ static __global__ void __launch_bounds__(forward_block<HD>::THREADS, 1)
     ring_init(sh.values, 4 * S::GROUPS);
   }
   if (group < S::GROUPS) {
-    load_tile<HD, S::ROWS, 128, WIDE, 64>(sh.q + 64 * 64 * group, c.q, c.rows - r0, c.hd,
-                                          [&](int r) { return query_at(c, t.bi, t.kv, r0 + r, c.ldq); });
+    load_tile<HD, S::ROWS, 128, WIDE, 64>(
+        sh.q + 64 * 64 * group, c.q, c.rows - r0, c.hd,
+        [&](int r) { return query_at(c, t.bi, t.kv, r0 + r, c.ldq); });
     cp_async_commit();
   }
   flash_span span = place_rows<S::ROWS, S::THREADS>(c, sh.seen, t.bi, t.r0);

@@ -1,7 +1,7 @@
-/* cuda_attention_groups_grad.cu: attention, backward, in bf16 for heads up to 128 wide, by warpgroups in
- * two roles (cuda_flash_groups.h). Two kernels with 4 and 3 products, not one with 5: dk and dv by tiles
- * of keys, dq by tiles of rows, as in cuda_attention_grad.cu. So every output has one owner and every
- * sum one order. */
+/* cuda_attention_groups_grad.cu: attention, backward, in bf16 for heads up to 128 wide, by
+ * warpgroups in two roles (cuda_flash_groups.h). Two kernels with 4 and 3 products, not one with 5:
+ * dk and dv by tiles of keys, dq by tiles of rows, as in cuda_attention_grad.cu. So every output
+ * has one owner and every sum one order. */
 #include "kernels/cuda_flash_grad.h"
 #include "kernels/cuda_flash_groups.h"
 
@@ -46,8 +46,8 @@ static __device__ inline void keys_load(const flash_call &c, keys_share<HD> &sh,
   cp_async_wait();
 }
 
-// dk and dv of the warpgroup's keys. While it takes probabilities and ds, one product is under way; and
-// it has no registers for more, but the other warpgroup's are under way too.
+// dk and dv of the warpgroup's keys. While it takes probabilities and ds, one product is under way;
+// and it has no registers for more, but the other warpgroup's are under way too.
 template <int HD>
 static __device__ inline void keys_multiply(const flash_call &c, keys_share<HD> &sh, row_walk w,
                                             int j0, float (&dk)[1][HD / 8][4],
@@ -224,10 +224,12 @@ static __global__ void __launch_bounds__(rows_block<HD>::THREADS, 1)
   int group = (int)threadIdx.x / 128, r0 = t.r0 + 64 * group;
   if (threadIdx.x == 0) ring_init(sh.keys, 4 * S::GROUPS);
   if (group < S::GROUPS) {
-    load_tile<HD, S::ROWS, 128, WIDE, 64>(sh.q + 64 * 64 * group, c.q, c.rows - r0, c.hd,
-                                          [&](int r) { return query_at(c, t.bi, t.kv, r0 + r, c.ldq); });
-    load_tile<HD, S::ROWS, 128, WIDE, 64>(sh.dout + 64 * 64 * group, c.dout, c.rows - r0, c.hd,
-                                          [&](int r) { return query_at(c, t.bi, t.kv, r0 + r, c.ldo); });
+    load_tile<HD, S::ROWS, 128, WIDE, 64>(
+        sh.q + 64 * 64 * group, c.q, c.rows - r0, c.hd,
+        [&](int r) { return query_at(c, t.bi, t.kv, r0 + r, c.ldq); });
+    load_tile<HD, S::ROWS, 128, WIDE, 64>(
+        sh.dout + 64 * 64 * group, c.dout, c.rows - r0, c.hd,
+        [&](int r) { return query_at(c, t.bi, t.kv, r0 + r, c.ldo); });
     cp_async_commit();
   }
   const float2 *stat = c.stat + ((int64_t)t.bi * c.KV + t.kv) * c.padded;
@@ -249,7 +251,8 @@ static __global__ void __launch_bounds__(rows_block<HD>::THREADS, 1)
     clear(dq);
     rows_multiply<HD>(c, sh, span, j0, n, dq);
     multiply(dq, c.scale);
-    store_rows<HD, S::ROWS, WIDE>(c.dq, sh.q, dq, (int)threadIdx.x / 32 * 16, 0, c.rows - t.r0, c.hd,
+    store_rows<HD, S::ROWS, WIDE>(c.dq, sh.q, dq, (int)threadIdx.x / 32 * 16, 0, c.rows - t.r0,
+                                  c.hd,
                                   [&](int r) { return query_at(c, t.bi, t.kv, t.r0 + r, c.ldq); });
   }
 }

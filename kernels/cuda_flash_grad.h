@@ -1,5 +1,6 @@
-/* cuda_flash_grad.h: what the backward kernels of attention share (kernels/cuda_attention_grad.cu and
- * cuda_attention_groups_grad.cu): which rows meet which keys, and the steps between the products. */
+/* cuda_flash_grad.h: what the backward kernels of attention share (kernels/cuda_attention_grad.cu
+ * and cuda_attention_groups_grad.cu): which rows meet which keys, and the steps between the
+ * products. */
 #ifndef SK_CUDA_FLASH_GRAD_H
 #define SK_CUDA_FLASH_GRAD_H
 #include "kernels/cuda_flash.h"
@@ -77,8 +78,7 @@ static __device__ inline void probabilities_of_rows(float (&s)[M][N][4], const f
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
-      for (int e = 0; e < 4; e++)
-        s[m][n][e] = fast_exp2(fmaf(s[m][n][e], scale2, -lse[e % 2]));
+      for (int e = 0; e < 4; e++) s[m][n][e] = fast_exp2(fmaf(s[m][n][e], scale2, -lse[e % 2]));
   }
 }
 

@@ -1,14 +1,15 @@
-/* cuda_flash_groups.h: what the attention kernels of warpgroups share (kernels/cuda_attention_groups.cu,
- * forward, and cuda_attention_groups_grad.cu): bf16, heads up to 128 wide. FlashAttention-3 (Shah et al.
- * 2024) is where their form comes from: one warpgroup loads (cuda_ring.h), the others multiply, and
- * products are under way on the tensor cores while exponentials and sums are taken. */
+/* cuda_flash_groups.h: what the attention kernels of warpgroups share
+ * (kernels/cuda_attention_groups.cu, forward, and cuda_attention_groups_grad.cu): bf16, heads up to
+ * 128 wide. FlashAttention-3 (Shah et al. 2024) is where their form comes from: one warpgroup loads
+ * (cuda_ring.h), the others multiply, and products are under way on the tensor cores while
+ * exponentials and sums are taken. */
 #ifndef SK_CUDA_FLASH_GROUPS_H
 #define SK_CUDA_FLASH_GROUPS_H
 #include "kernels/cuda_flash.h"
 #include "kernels/cuda_ring.h"
 
-// A block: G warpgroups with 64 rows (or keys) each walk over tiles of K keys (or rows), of which the
-// ring has S. All shapes here were found by trial on an H100.
+// A block: G warpgroups with 64 rows (or keys) each walk over tiles of K keys (or rows), of which
+// the ring has S. All shapes here were found by trial on an H100.
 template <int G, int K, int S>
 struct block_shape {
   enum { GROUPS = G, OTHERS = K, STAGES = S, ROWS = 64 * G, THREADS = 128 * (G + 1) };
@@ -16,8 +17,8 @@ struct block_shape {
 
 // ---- the loader ----
 
-// What load_tile does with 128 threads, for a loader's few registers: COUNT rows of x, ld apart, and
-// the first n of them there.
+// What load_tile does with 128 threads, for a loader's few registers: COUNT rows of x, ld apart,
+// and the first n of them there.
 template <int HD, int COUNT, bool WIDE>
 static __device__ inline void load_keys(bf16 *tile, const void *x, int64_t at, int64_t ld, int n,
                                         int hd) {
@@ -43,12 +44,10 @@ static __device__ inline void load_queries(const flash_call &c, bf16 *q, bf16 *d
                                            int r0) {
   int n = c.rows - r0;
   if (!WIDE) {
-    load_tile<HD, COUNT, 128, false>(q, c.q, n, c.hd, [&](int r) {
-      return query_at(c, bi, kv, r0 + r, c.ldq);
-    });
-    load_tile<HD, COUNT, 128, false>(dout, c.dout, n, c.hd, [&](int r) {
-      return query_at(c, bi, kv, r0 + r, c.ldo);
-    });
+    load_tile<HD, COUNT, 128, false>(q, c.q, n, c.hd,
+                                     [&](int r) { return query_at(c, bi, kv, r0 + r, c.ldq); });
+    load_tile<HD, COUNT, 128, false>(dout, c.dout, n, c.hd,
+                                     [&](int r) { return query_at(c, bi, kv, r0 + r, c.ldo); });
     return;
   }
   const int PER = HD / 8, STEP = 128 / PER;

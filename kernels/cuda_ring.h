@@ -1,10 +1,11 @@
-/* cuda_ring.h: a block's warpgroups in two roles, for kernels/cuda_flash_groups.h: some multiply, the
- * last one loads tiles ahead of them into a ring in shared memory.
+/* cuda_ring.h: a block's warpgroups in two roles, for kernels/cuda_flash_groups.h: some multiply,
+ * the last one loads tiles ahead of them into a ring in shared memory.
  *
- * A ring has stages; each has two barriers (PTX ISA, mbarrier). `full`: the loader's 128 threads arrive,
- * each when its copies are there. `empty`: every warp that multiplies arrives when it is done with the
- * stage. Both sides walk over the same tiles in the same order, so the arrivals are those that the
- * barriers count: whoever skips a tile must skip it on both sides. Stage and phase are a ring_place. */
+ * A ring has stages; each has two barriers (PTX ISA, mbarrier). `full`: the loader's 128 threads
+ * arrive, each when its copies are there. `empty`: every warp that multiplies arrives when it is
+ * done with the stage. Both sides walk over the same tiles in the same order, so the arrivals are
+ * those that the barriers count: whoever skips a tile must skip it on both sides. Stage and phase
+ * are a ring_place. */
 #ifndef SK_CUDA_RING_H
 #define SK_CUDA_RING_H
 #include "kernels/cuda_flash.h"
@@ -87,7 +88,8 @@ static __device__ inline void ring_fill(ring<STAGES> &r, ring_place at) {
   }
 }
 
-// Those that multiply: waits for a stage; and gives it back, when the warp's products of it are done.
+// Those that multiply: waits for a stage; and gives it back, when the warp's products of it are
+// done.
 template <int STAGES>
 static __device__ inline void ring_wait(ring<STAGES> &r, ring_place at) {
   barrier_wait(&r.full[at.stage], at.phase);
@@ -118,7 +120,8 @@ static __device__ inline void named_arrive(int barrier, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
-// Registers of a thread that loads and of one that multiplies, with GROUPS warpgroups of the latter.
+// Registers of a thread that loads and of one that multiplies, with GROUPS warpgroups of the
+// latter.
 template <int GROUPS>
 struct role_registers;
 template <>
