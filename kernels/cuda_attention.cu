@@ -1,25 +1,16 @@
 /* cuda_attention.cu: attention, forward (model specification, section 2.3), and the scratch size of
  * the backward. FlashAttention-2 (Dao 2023): a block owns a tile of rows and walks over the tiles
- * of keys that some row sees, with the softmax so far. bf16 on the tensor cores, fp32 on the CUDA
- * cores. */
+ * of keys that some row sees, with the softmax so far. Here: bf16 by warps on the tensor cores, for
+ * heads wider than 128 (the others: cuda_attention_groups.cu), and fp32 on the CUDA cores. */
 #include "kernels/cuda_flash.h"
 
 // The highest score so far before any was seen. Finite, so that no infinities are subtracted.
 static const float NOTHING_YET = -1e30f;
 
 // A warp has MT x 16 rows and works on STEP of the KEYS keys that are loaded at a time, twice
-// buffered; CTAS blocks share an SM. Found by trial on an H100. Width 128: STEP = 32 spares the few
-// registers that 64 spills outside the products, and is 8 % slower.
+// buffered; CTAS blocks share an SM.
 template <int HD>
 struct forward_shape;
-template <>
-struct forward_shape<64> {
-  enum { WARPS = 8, MT = 1, KEYS = 64, STEP = 64, CTAS = 2 };
-};
-template <>
-struct forward_shape<128> {
-  enum { WARPS = 12, MT = 1, KEYS = 64, STEP = 64, CTAS = 1 };
-};
 template <>
 struct forward_shape<256> {
   enum { WARPS = 4, MT = 1, KEYS = 32, STEP = 32, CTAS = 1 };
@@ -137,30 +128,17 @@ static __global__ void __launch_bounds__(forward_tiles<HD>::THREADS, forward_sha
     for (int half = 0; half < 2; half++) top[m][half] = NOTHING_YET, sum[m][half] = 0;
   for (int now = 0; j0 < span.end; j0 += KEYS, now ^= 1) {
     cp_async_wait();
-    if (BY_GROUPS<HD>) wg_publish();
     __syncthreads(); // the tiles are here, and nobody reads the other ones any more
     if (j0 + KEYS < span.end)
       load_keys<HD, WIDE>(c, t, tiles.k[now ^ 1], tiles.v[now ^ 1], j0 + KEYS, span.end);
     bool some = j0 < span.lo || j0 + KEYS - 1 > span.hi;
     float s[M][N][4];
     uint32_t p[M][N / 2][4];
-    if constexpr (BY_GROUPS<HD>) {
-      begin_xyt<HD, T::ROWS>(s, tiles.q, tiles.k[now]);
-      wg_wait<0>();
-      wg_done(s[0]);
-      if (some) mask_keys(s, tiles.seen, m0, j0);
-      online_softmax(s, o, top, sum, c.scale2);
-      as_operand(p, s);
-      begin_py<HD>(o, p, tiles.v[now]);
-      wg_wait<0>();
-      wg_done(o[0]);
-    } else {
-      product_xyt<HD>(s, tiles.q, m0, tiles.k[now], 0);
-      if (some) mask_keys(s, tiles.seen, m0, j0);
-      online_softmax(s, o, top, sum, c.scale2);
-      as_operand(p, s);
-      product_py<HD>(o, p, tiles.v[now], 0, 0);
-    }
+    product_xyt<HD>(s, tiles.q, m0, tiles.k[now], 0);
+    if (some) mask_keys(s, tiles.seen, m0, j0);
+    online_softmax(s, o, top, sum, c.scale2);
+    as_operand(p, s);
+    product_py<HD>(o, p, tiles.v[now], 0, 0);
   }
   finish(c, t, o, top, sum, m0);
   store_rows<HD, T::ROWS, WIDE>(c.out, tiles.q, o, m0, 0, c.rows - t.r0, c.hd,
@@ -252,15 +230,19 @@ static __global__ void __launch_bounds__(plain<HD>::THREADS)
 // ---- launchers ----
 
 template <int HD>
-static void forward(sk_stream *s, const flash_call &c) {
-  typedef forward_tiles<HD> T;
+static void forward_plain(sk_stream *s, const flash_call &c) {
   typedef plain<HD> P;
-  if (sk_cuda_act(s) == SK_BF16)
-    flash_launch(s, c.wide ? forward_bf16<HD, true> : forward_bf16<HD, false>, c,
-                 flash_blocks(c, c.rows, T::ROWS), T::THREADS, sizeof(T));
+  flash_launch(s, forward_f32<HD>, c, flash_blocks(c, c.rows, P::TILE), P::THREADS,
+               sizeof(plain_forward_tiles<HD>));
+}
+
+static void forward_half(sk_stream *s, const flash_call &c) {
+  typedef forward_tiles<256> T;
+  if (c.hd <= 128)
+    sk_flash_forward(s, c);
   else
-    flash_launch(s, forward_f32<HD>, c, flash_blocks(c, c.rows, P::TILE), P::THREADS,
-                 sizeof(plain_forward_tiles<HD>));
+    flash_launch(s, c.wide ? forward_bf16<256, true> : forward_bf16<256, false>, c,
+                 flash_blocks(c, c.rows, T::ROWS), T::THREADS, sizeof(T));
 }
 
 extern "C" void sk_cuda_attention(sk_stream *s, const sk_attn_dims *d, void *o, float *lse,
@@ -272,12 +254,14 @@ extern "C" void sk_cuda_attention(sk_stream *s, const sk_attn_dims *d, void *o, 
   c.q = q, c.k = k, c.v = v, c.out = o, c.lse = lse, c.start = start;
   c.wide = flash_wide(d, size, q, d->ldq) && flash_wide(d, size, k, d->ldk) &&
            flash_wide(d, size, v, d->ldv) && flash_wide(d, size, o, d->ldo);
-  if (d->hd <= 64)
-    forward<64>(s, c);
+  if (sk_cuda_act(s) == SK_BF16)
+    forward_half(s, c);
+  else if (d->hd <= 64)
+    forward_plain<64>(s, c);
   else if (d->hd <= 128)
-    forward<128>(s, c);
+    forward_plain<128>(s, c);
   else
-    forward<256>(s, c);
+    forward_plain<256>(s, c);
 }
 
 extern "C" size_t sk_cuda_attention_ws(sk_dtype act, const sk_attn_dims *d) {

@@ -1,8 +1,9 @@
 /* cuda_attention_grad.cu: attention, backward (model specification, sections 2.3 and 3.5). Three
  * kernels: statistics of the rows; dk and dv by tiles of keys, which walk over the rows that see
  * them; dq by tiles of rows, which walk over their keys. Every output has one owner and every sum
- * one order. The price is that scores and dP are computed twice: seven products instead of five. */
-#include "kernels/cuda_flash.h"
+ * one order. The price is that scores and dP are computed twice: seven products instead of five. In
+ * bf16 the latter two are here for heads wider than 128, the others in cuda_attention_groups_grad.cu. */
+#include "kernels/cuda_flash_grad.h"
 
 // ---- statistics: rowsum(do * o), lse in base 2, keys of every row, ranges of the tiles ----
 
@@ -67,63 +68,12 @@ static __global__ void __launch_bounds__(STAT_THREADS)
   if (kv == 0 && threadIdx.x < 32) row_ranges(c, bi, tile, rows);
 }
 
-// ---- which tiles of rows a tile of keys meets ----
-
-// All tiles in [first, last] that see some key are those for which `visible` holds.
-struct row_walk {
-  const int2 *range;
-  int first, last, key0, key1; // keys key0 .. key1
-};
-
-static __device__ inline bool visible(const row_walk &w, int tile) {
-  return w.range[tile].x <= w.key1;
-}
-
-static __device__ inline int next_tile(const row_walk &w, int tile) {
-  while (tile <= w.last && !visible(w, tile)) tile++;
-  return tile;
-}
-
-// All threads call it; it has a barrier. Documents usually end soon after the keys, so the last
-// tile is looked for by all threads at once. found: one int a warp.
-template <int WARPS>
-static __device__ inline row_walk walk_of(const flash_call &c, int *found, int bi, int j0,
-                                          int keys) {
-  row_walk w = {c.range + (int64_t)bi * c.tiles, 0, -1, j0, min(j0 + keys, c.Tk) - 1};
-  if (j0 < c.q0 + c.Tq) {
-    w.first = (int)((int64_t)max(j0 - c.q0, 0) * c.group / (c.padded / c.tiles));
-    for (int t = w.first + (int)threadIdx.x; t < c.tiles; t += 32 * WARPS)
-      if (visible(w, t)) w.last = t;
-  }
-  w.last = __reduce_max_sync(0xffffffffu, w.last);
-  if (threadIdx.x % 32 == 0) found[threadIdx.x / 32] = w.last;
-  __syncthreads();
-  for (int i = 0; i < WARPS; i++) w.last = max(w.last, found[i]);
-  w.first = next_tile(w, w.first);
-  return w;
-}
-
-// Whether every row of the tile sees every key of the walk's tile.
-static __device__ inline bool all_seen(const flash_call &c, const row_walk &w, int tile, int keys) {
-  int pos = c.q0 + token_of(c, tile * (c.padded / c.tiles));
-  return w.range[tile].y <= w.key0 && min(pos, c.Tk - 1) >= w.key0 + keys - 1;
-}
-
 // ---- bf16: dk and dv ----
 
 // A warp has MT x 16 keys and works on STEP of the ROWS rows that are loaded at a time, twice
-// buffered. A block computes one of SLICES parts of the columns of dk and dv. Found by trial on an
-// H100, where what limits this kernel is reading shared memory.
+// buffered. A block computes one of SLICES parts of the columns of dk and dv.
 template <int HD>
 struct keys_shape;
-template <>
-struct keys_shape<64> {
-  enum { WARPS = 8, MT = 1, ROWS = 64, STEP = 64, SLICES = 1, CTAS = 1 };
-};
-template <>
-struct keys_shape<128> {
-  enum { WARPS = 8, MT = 1, ROWS = 64, STEP = 64, SLICES = 1, CTAS = 1 };
-};
 template <>
 struct keys_shape<256> {
   enum { WARPS = 4, MT = 1, ROWS = 32, STEP = 32, SLICES = 2, CTAS = 1 };
@@ -158,55 +108,6 @@ static __device__ inline void load_row_tile(const flash_call &c, keys_tiles<HD> 
   cp_async_commit();
 }
 
-// Scores [key][row] of rows that do not see the key become -inf.
-template <int M, int N>
-static __device__ inline void mask_rows(float (&s)[M][N][4], const int2 *seen, int key0) {
-  int g = (int)threadIdx.x % 32 / 4, t = (int)threadIdx.x % 4;
-#pragma unroll
-  for (int n = 0; n < N; n++) {
-    int4 keys = *(const int4 *)(seen + 8 * n + 2 * t);
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        int key = key0 + 16 * m + 8 * half + g;
-        if (key < keys.x || key > keys.y) s[m][n][2 * half] = -INFINITY;
-        if (key < keys.z || key > keys.w) s[m][n][2 * half + 1] = -INFINITY;
-      }
-  }
-}
-
-// Scores [key][row] -> probabilities.
-template <int M, int N>
-static __device__ inline void probabilities_of_rows(float (&s)[M][N][4], const float2 *stat,
-                                                    float scale2) {
-  int t = (int)threadIdx.x % 4;
-#pragma unroll
-  for (int n = 0; n < N; n++) {
-    float lse[2] = {stat[8 * n + 2 * t].x, stat[8 * n + 2 * t + 1].x};
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-      for (int e = 0; e < 4; e++)
-        s[m][n][e] = fast_exp2(fmaf(s[m][n][e], scale2, -lse[e % 2]));
-  }
-}
-
-// dp -> ds = p (dp - delta), [key][row].
-template <int M, int N>
-static __device__ inline void grads_of_rows(const float (&p)[M][N][4], float (&dp)[M][N][4],
-                                            const float2 *stat) {
-  int t = (int)threadIdx.x % 4;
-#pragma unroll
-  for (int n = 0; n < N; n++) {
-    float delta[2] = {stat[8 * n + 2 * t].y, stat[8 * n + 2 * t + 1].y};
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-      for (int e = 0; e < 4; e++) dp[m][n][e] = p[m][n][e] * (dp[m][n][e] - delta[e % 2]);
-  }
-}
-
 template <int HD, bool WIDE>
 static __global__ void __launch_bounds__(keys_tiles<HD>::THREADS, keys_shape<HD>::CTAS)
     grad_keys_bf16(const __grid_constant__ flash_call c) {
@@ -235,40 +136,20 @@ static __global__ void __launch_bounds__(keys_tiles<HD>::THREADS, keys_shape<HD>
     int tile = w.first;
     w.first = next_tile(w, tile + 1);
     cp_async_wait();
-    if (BY_GROUPS<HD>) wg_publish();
     __syncthreads(); // the tiles are here, and nobody reads the other ones any more
     bool some = !all_seen(c, w, tile, T::KEYS);
     if (w.first <= w.last) load_row_tile<WIDE>(c, tiles, now ^ 1, bi, kv, w.first);
     float s[M][N][4], dp[M][N][4];
     uint32_t p[M][N / 2][4], ds[M][N / 2][4];
-    if constexpr (BY_GROUPS<HD>) {
-      begin_xyt<HD, T::KEYS>(s, tiles.k, tiles.q[now]);
-      begin_xyt<HD, T::KEYS>(dp, tiles.v, tiles.dout[now]);
-      wg_wait<1>();
-      wg_done(s[0]);
-      if (some) mask_rows(s, tiles.seen[now], j0 + m0);
-      probabilities_of_rows(s, tiles.stat[now], c.scale2);
-      as_operand(p, s);
-      wg_wait<0>();
-      wg_done(dp[0]);
-      begin_py<HD>(dv, p, tiles.dout[now]);
-      grads_of_rows(s, dp, tiles.stat[now]);
-      as_operand(ds, dp);
-      begin_py<HD>(dk, ds, tiles.q[now]);
-      wg_wait<0>();
-      wg_done(dv[0]);
-      wg_done(dk[0]);
-    } else {
-      product_xyt<HD>(s, tiles.k, m0, tiles.q[now], 0);
-      if (some) mask_rows(s, tiles.seen[now], j0 + m0);
-      product_xyt<HD>(dp, tiles.v, m0, tiles.dout[now], 0);
-      probabilities_of_rows(s, tiles.stat[now], c.scale2);
-      as_operand(p, s);
-      product_py<HD>(dv, p, tiles.dout[now], 0, chunk0);
-      grads_of_rows(s, dp, tiles.stat[now]);
-      as_operand(ds, dp);
-      product_py<HD>(dk, ds, tiles.q[now], 0, chunk0);
-    }
+    product_xyt<HD>(s, tiles.k, m0, tiles.q[now], 0);
+    if (some) mask_rows(s, tiles.seen[now], j0 + m0);
+    product_xyt<HD>(dp, tiles.v, m0, tiles.dout[now], 0);
+    probabilities_of_rows(s, tiles.stat[now], c.scale2);
+    as_operand(p, s);
+    product_py<HD>(dv, p, tiles.dout[now], 0, chunk0);
+    grads_of_rows(s, dp, tiles.stat[now]);
+    as_operand(ds, dp);
+    product_py<HD>(dk, ds, tiles.q[now], 0, chunk0);
   }
   cp_async_wait();
   __syncthreads(); // k and v may have been loaded for nothing
@@ -283,14 +164,6 @@ static __global__ void __launch_bounds__(keys_tiles<HD>::THREADS, keys_shape<HD>
 
 template <int HD>
 struct rows_shape;
-template <>
-struct rows_shape<64> {
-  enum { WARPS = 12, MT = 1, KEYS = 64, STEP = 64, CTAS = 1 };
-};
-template <>
-struct rows_shape<128> {
-  enum { WARPS = 8, MT = 1, KEYS = 64, STEP = 64, CTAS = 1 };
-};
 template <>
 struct rows_shape<256> {
   enum { WARPS = 4, MT = 1, KEYS = 32, STEP = 32, CTAS = 1 };
@@ -316,41 +189,6 @@ static __device__ inline void load_key_tile(const flash_call &c, rows_tiles<HD> 
     return key_at(c, t.bi, t.kv, j0 + r, c.ldv);
   });
   cp_async_commit();
-}
-
-// The same for [row][key]; stat is that of the warp's first row.
-template <int M, int N>
-static __device__ inline void probabilities_of_keys(float (&s)[M][N][4], const float2 *stat,
-                                                    float scale2) {
-  int g = (int)threadIdx.x % 32 / 4;
-#pragma unroll
-  for (int m = 0; m < M; m++)
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      float lse = stat[16 * m + 8 * half + g].x;
-#pragma unroll
-      for (int n = 0; n < N; n++)
-#pragma unroll
-        for (int e = 2 * half; e < 2 * half + 2; e++)
-          s[m][n][e] = fast_exp2(fmaf(s[m][n][e], scale2, -lse));
-    }
-}
-
-template <int M, int N>
-static __device__ inline void grads_of_keys(const float (&p)[M][N][4], float (&dp)[M][N][4],
-                                            const float2 *stat) {
-  int g = (int)threadIdx.x % 32 / 4;
-#pragma unroll
-  for (int m = 0; m < M; m++)
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      float delta = stat[16 * m + 8 * half + g].y;
-#pragma unroll
-      for (int n = 0; n < N; n++)
-#pragma unroll
-        for (int e = 2 * half; e < 2 * half + 2; e++)
-          dp[m][n][e] = p[m][n][e] * (dp[m][n][e] - delta);
-    }
 }
 
 template <int HD, bool WIDE>
@@ -379,35 +217,18 @@ static __global__ void __launch_bounds__(rows_tiles<HD>::THREADS, rows_shape<HD>
 #pragma unroll 1
   for (int now = 0; j0 < span.end; j0 += KEYS, now ^= 1) {
     cp_async_wait();
-    if (BY_GROUPS<HD>) wg_publish();
     __syncthreads(); // the tiles are here, and nobody reads the other ones any more
     if (j0 + KEYS < span.end) load_key_tile<WIDE>(c, tiles, now ^ 1, t, j0 + KEYS, span.end);
     bool some = j0 < span.lo || j0 + KEYS - 1 > span.hi;
     float s[M][N][4], dp[M][N][4];
     uint32_t ds[M][N / 2][4];
-    if constexpr (BY_GROUPS<HD>) {
-      begin_xyt<HD, T::ROWS>(s, tiles.q, tiles.k[now]);
-      begin_xyt<HD, T::ROWS>(dp, tiles.dout, tiles.v[now]);
-      wg_wait<1>();
-      wg_done(s[0]);
-      if (some) mask_keys(s, tiles.seen, m0, j0);
-      probabilities_of_keys(s, tiles.stat + m0, c.scale2);
-      wg_wait<0>();
-      wg_done(dp[0]);
-      grads_of_keys(s, dp, tiles.stat + m0);
-      as_operand(ds, dp);
-      begin_py<HD>(dq, ds, tiles.k[now]);
-      wg_wait<0>();
-      wg_done(dq[0]);
-    } else {
-      product_xyt<HD>(s, tiles.q, m0, tiles.k[now], 0);
-      if (some) mask_keys(s, tiles.seen, m0, j0);
-      product_xyt<HD>(dp, tiles.dout, m0, tiles.v[now], 0);
-      probabilities_of_keys(s, tiles.stat + m0, c.scale2);
-      grads_of_keys(s, dp, tiles.stat + m0);
-      as_operand(ds, dp);
-      product_py<HD>(dq, ds, tiles.k[now], 0, 0);
-    }
+    product_xyt<HD>(s, tiles.q, m0, tiles.k[now], 0);
+    if (some) mask_keys(s, tiles.seen, m0, j0);
+    product_xyt<HD>(dp, tiles.dout, m0, tiles.v[now], 0);
+    probabilities_of_keys(s, tiles.stat + m0, c.scale2);
+    grads_of_keys(s, dp, tiles.stat + m0);
+    as_operand(ds, dp);
+    product_py<HD>(dq, ds, tiles.k[now], 0, 0);
   }
   multiply(dq, c.scale);
   store_rows<HD, T::ROWS, WIDE>(c.dq, tiles.q, dq, m0, 0, n, c.hd,
@@ -537,26 +358,36 @@ static __global__ void __launch_bounds__(plain<HD>::THREADS)
 
 // ---- launcher ----
 
+static int64_t flash_stat_blocks(const flash_call &c) {
+  return (int64_t)c.b * c.KV * c.tiles;
+}
+
 template <int HD>
-static void backward(sk_stream *s, const flash_call &c) {
-  typedef keys_tiles<HD> K;
-  typedef rows_tiles<HD> R;
+static void backward_plain(sk_stream *s, const flash_call &c) {
   typedef plain<HD> P;
-  static_assert((int)K::ROWS == (int)P::TILE, "both walk over the tiles that row_stats prepares");
   SK_CHECK(flash_row_tile(c) == P::TILE, "attention_grad: tiles of %d rows", flash_row_tile(c));
-  int64_t stats = (int64_t)c.b * c.KV * c.tiles;
-  if (sk_cuda_act(s) == SK_BF16) {
-    flash_launch(s, row_stats<bf16, HD>, c, stats, STAT_THREADS, 0);
-    flash_launch(s, c.wide ? grad_keys_bf16<HD, true> : grad_keys_bf16<HD, false>, c,
-                 flash_blocks(c, c.Tk, K::KEYS) * keys_shape<HD>::SLICES, K::THREADS, sizeof(K));
-    flash_launch(s, c.wide ? grad_rows_bf16<HD, true> : grad_rows_bf16<HD, false>, c,
-                 flash_blocks(c, c.rows, R::ROWS), R::THREADS, sizeof(R));
-    return;
-  }
   const size_t bytes = sizeof(plain_grad_tiles<HD>);
-  flash_launch(s, row_stats<float, HD>, c, stats, STAT_THREADS, 0);
+  flash_launch(s, row_stats<float, HD>, c, flash_stat_blocks(c), STAT_THREADS, 0);
   flash_launch(s, grad_keys_f32<HD>, c, flash_blocks(c, c.Tk, P::TILE), P::THREADS, bytes);
   flash_launch(s, grad_rows_f32<HD>, c, flash_blocks(c, c.rows, P::TILE), P::THREADS, bytes);
+}
+
+static void backward_half(sk_stream *s, const flash_call &c) {
+  typedef keys_tiles<256> K;
+  typedef rows_tiles<256> R;
+  static_assert((int)K::ROWS == (int)plain<256>::TILE, "both walk over the tiles of row_stats");
+  auto stats = c.hd <= 64    ? row_stats<bf16, 64>
+               : c.hd <= 128 ? row_stats<bf16, 128>
+                             : row_stats<bf16, 256>;
+  flash_launch(s, stats, c, flash_stat_blocks(c), STAT_THREADS, 0);
+  if (c.hd <= 128) {
+    sk_flash_backward(s, c);
+    return;
+  }
+  flash_launch(s, c.wide ? grad_keys_bf16<256, true> : grad_keys_bf16<256, false>, c,
+               flash_blocks(c, c.Tk, K::KEYS) * keys_shape<256>::SLICES, K::THREADS, sizeof(K));
+  flash_launch(s, c.wide ? grad_rows_bf16<256, true> : grad_rows_bf16<256, false>, c,
+               flash_blocks(c, c.rows, R::ROWS), R::THREADS, sizeof(R));
 }
 
 extern "C" void sk_cuda_attention_grad(sk_stream *s, const sk_attn_dims *d, void *dq, void *dk,
@@ -574,10 +405,12 @@ extern "C" void sk_cuda_attention_grad(sk_stream *s, const sk_attn_dims *d, void
   const int64_t ld[] = {d->ldq, d->ldk, d->ldv, d->ldo};
   c.wide = true;
   for (int i = 0; i < 8; i++) c.wide = c.wide && flash_wide(d, size, same[i / 2][i % 2], ld[i / 2]);
-  if (d->hd <= 64)
-    backward<64>(s, c);
+  if (sk_cuda_act(s) == SK_BF16)
+    backward_half(s, c);
+  else if (d->hd <= 64)
+    backward_plain<64>(s, c);
   else if (d->hd <= 128)
-    backward<128>(s, c);
+    backward_plain<128>(s, c);
   else
-    backward<256>(s, c);
+    backward_plain<256>(s, c);
 }

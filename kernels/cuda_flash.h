@@ -31,9 +31,13 @@ static __device__ inline uint32_t shared_address(const void *p) {
 }
 
 // 16 bytes from global to shared memory, or 16 zero bytes; `from` must be a valid address anyway.
-static __device__ inline void cp_async16(void *to, const void *from, bool here) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+static __device__ inline void copy16(uint32_t to, const void *from, bool here) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
                "r"(here ? 16 : 0));
+}
+
+static __device__ inline void cp_async16(void *to, const void *from, bool here) {
+  copy16(shared_address(to), from, here);
 }
 
 static __device__ inline void cp_async_commit(void) {
@@ -215,18 +219,19 @@ static __device__ inline int tile_at(int row, int chunk) {
   return row * HD + ((chunk ^ (row & 7)) << 3);
 }
 
-// Starts to load n rows of x, at(r) elements from it, to the tile; the other rows become zero.
-// Without WIDE, for rows that are not aligned to 16 bytes, the elements are there on return.
-template <int HD, int ROWS, int THREADS, bool WIDE, class At>
+// Starts to load n rows of x, at(r) elements from it, to COUNT rows of a tile of ROWS rows; those past
+// n become zero. THREADS neighbouring threads, a power of two or the whole block, call it. Without
+// WIDE, for rows that are not aligned to 16 bytes, the elements are there on return.
+template <int HD, int ROWS, int THREADS, bool WIDE, int COUNT = ROWS, class At>
 static __device__ inline void load_tile(bf16 *tile, const void *x, int n, int hd, At at) {
   const int PER = HD / 8, STEP = THREADS / PER;
-  int thread = (int)threadIdx.x, chunk = thread % PER, width = min(8, hd - chunk * 8);
+  int thread = (int)(threadIdx.x % THREADS), chunk = thread % PER, width = min(8, hd - chunk * 8);
   if (width <= 0) n = 0;
   const bf16 *from = (const bf16 *)x + (width > 0 ? chunk * 8 : 0);
 #pragma unroll
-  for (int i = 0; i < (ROWS + STEP - 1) / STEP; i++) {
+  for (int i = 0; i < (COUNT + STEP - 1) / STEP; i++) {
     int r = thread / PER + i * STEP;
-    if (ROWS % STEP && r >= ROWS) break;
+    if (COUNT % STEP && r >= COUNT) break;
     bf16 *to = tile + tile_at<HD, ROWS>(r, chunk);
     const bf16 *row = from + (r < n ? at(r) : 0);
     if (WIDE) {
@@ -343,25 +348,6 @@ static __device__ inline void begin_xyt(float (&c)[1][N][4], const bf16 *x, cons
     wg_mma(c[0], a + (k / 4 * RX * 128 + k % 4 * 32) / 16, b + (k / 4 * N * 8 * 128 + k % 4 * 32) / 16,
            k > 0);
   wg_commit();
-}
-
-// The same with x in registers: see operand_rows.
-template <int HD, int N>
-static __device__ inline void begin_xyt(float (&c)[1][N][4], const uint32_t (&x)[HD / 16][4],
-                                        const bf16 *y) {
-  uint64_t b = wg_tile(shared_address(y), 0);
-  wg_begin();
-#pragma unroll
-  for (int k = 0; k < HD / 16; k++)
-    wg_mma(c[0], x[k], b + (k / 4 * N * 8 * 128 + k % 4 * 32) / 16, k > 0);
-  wg_commit();
-}
-
-// This warp's 16 rows from m0 of a tile as left operands, HD = 64.
-static __device__ inline void operand_rows(uint32_t (&x)[4][4], const bf16 *tile, int m0) {
-  uint32_t at = rows_address<64>(tile, m0);
-#pragma unroll
-  for (int k = 0; k < 4; k++) ldmatrix(x[k], further<64>(at, 0, 2 * k));
 }
 
 // c += p y: 16 K columns of p, as many rows of tile y.
@@ -555,5 +541,9 @@ static inline void flash_launch(sk_stream *s, Kernel kernel, const flash_call &c
 static inline int64_t flash_blocks(const flash_call &c, int rows, int size) {
   return (int64_t)c.b * c.KV * ((rows + size - 1) / size);
 }
+
+// cuda_attention_groups*.cu: bf16, heads up to 128 wide. backward: after the statistics of the rows.
+void sk_flash_forward(sk_stream *s, const flash_call &c);
+void sk_flash_backward(sk_stream *s, const flash_call &c);
 
 #endif

@@ -23,9 +23,13 @@ libsaker_a_SOURCES += \
   kernels/cuda.c kernels/cuda.h \
   kernels/cuda_attention.cu \
   kernels/cuda_attention_grad.cu \
+  kernels/cuda_attention_groups.cu \
+  kernels/cuda_attention_groups_grad.cu \
   kernels/cuda_conv.cu \
   kernels/cuda_embed.cu \
   kernels/cuda_flash.h \
+  kernels/cuda_flash_grad.h \
+  kernels/cuda_flash_groups.h \
   kernels/cuda_gate.cu \
   kernels/cuda_gemm.c \
   kernels/cuda_kernel.h \
@@ -34,6 +38,7 @@ libsaker_a_SOURCES += \
   kernels/cuda_mma.h \
   kernels/cuda_norm.cu \
   kernels/cuda_range.c \
+  kernels/cuda_ring.h \
   kernels/cuda_row.h \
   kernels/cuda_share.c \
   kernels/cuda_ssd.cu \
