@@ -331,6 +331,10 @@ static void cuda_zero(sk_stream *s, void *p, size_t bytes) {
   if (bytes) SK_CUDA(cudaMemsetAsync(p, 0, bytes, s->stream));
 }
 
+static int cuda_gemm_choose(sk_device *d, int choice) {
+  return sk_cuda_blas_choose(d->blas, choice);
+}
+
 // ---- the table ----
 
 static const sk_ops ops = {
@@ -370,6 +374,7 @@ static const sk_ops ops = {
     .total = sk_cuda_total,
     .cast = sk_cuda_cast,
     .gemm = sk_cuda_gemm,
+    .gemm_choose = cuda_gemm_choose,
     .bias = sk_cuda_bias,
     .bias_grad = sk_cuda_bias_grad,
     .add_f32 = sk_cuda_add_f32,
