@@ -196,6 +196,12 @@ static sk_event *cpu_event_map(sk_device *d, const sk_share *s, sk_err *e) {
   return NULL;
 }
 
+static int cpu_gemm_choose(sk_device *d, int choice) {
+  (void)d;
+  (void)choice;
+  return 0;
+}
+
 static size_t cpu_total(sk_device *d) {
   (void)d;
   return 0;
@@ -296,6 +302,7 @@ const sk_ops sk_cpu_ops = {
     .total = cpu_total,
     .cast = cpu_cast,
     .gemm = sk_cpu_gemm,
+    .gemm_choose = cpu_gemm_choose,
     .bias = sk_cpu_bias,
     .bias_grad = sk_cpu_bias_grad,
     .add_f32 = sk_cpu_add_f32,

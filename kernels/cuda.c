@@ -350,6 +350,10 @@ static void cuda_attention(sk_stream *s, const sk_attn_dims *d, void *o, float *
   sk_cuda_attention(s, d, o, lse, q, k, v, start);
 }
 
+static int cuda_gemm_choose(sk_device *d, int choice) {
+  return sk_cuda_blas_choose(d->blas, choice);
+}
+
 // ---- the table ----
 
 static const sk_ops ops = {
@@ -389,6 +393,7 @@ static const sk_ops ops = {
     .total = sk_cuda_total,
     .cast = sk_cuda_cast,
     .gemm = sk_cuda_gemm,
+    .gemm_choose = cuda_gemm_choose,
     .bias = sk_cuda_bias,
     .bias_grad = sk_cuda_bias_grad,
     .add_f32 = sk_cuda_add_f32,

@@ -41,6 +41,7 @@ typedef struct sk_cuda_blas sk_cuda_blas;
 sk_cuda_blas *sk_cuda_blas_open(char *text, size_t size);
 void sk_cuda_blas_close(sk_cuda_blas *b);
 sk_cuda_blas *sk_cuda_blas_of(sk_stream *s);
+int sk_cuda_blas_choose(sk_cuda_blas *b, int choice); /* sk_ops.gemm_choose */
 /* The library's scratch of this stream. */
 enum { SK_CUDA_WORKSPACE = 32 << 20 };
 void *sk_cuda_workspace(sk_stream *s);

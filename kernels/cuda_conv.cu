@@ -2,13 +2,13 @@
  *
  * A thread has V neighbouring channels and walks over a run of consecutive tokens of a sequence
  * with the last K raw rows in registers, so that a row is read once (and the K - 1 before a run
- * once more). It loads AHEAD rows before it uses the first. With the released models' 4 taps and
- * aligned rows V elements are 16 bytes, in the backward at bf16 8 (registers); else one, for up to
- * 16 taps.
+ * once more, by then from the L2 cache). The next rows are on their way into the thread's own ring
+ * in shared memory, which takes no registers. With the released models' 4 taps and aligned rows V
+ * is 4, else one, for up to 16 taps.
  *
  * Backward in one pass: a run computes the gradient before SiLU of its own tokens and of the K - 1
  * after them, which its rows' gradients need too. Sums for dw and dbias are over the tokens of a
- * thread's runs, then over the threads of a block, then over the blocks in order, in double. */
+ * thread's run, then over the threads of a block, then over the blocks, in double. */
 #include "kernels/cuda_kernel.h"
 
 namespace {
@@ -16,14 +16,21 @@ namespace {
 enum {
   MOST_TAPS = 16,
   LANES = 32, // of a block, next to each other in the channels
-  RUNS = 4,   // of a block at a time, each with LANES threads
-  RUN = 64,   // tokens
-  AHEAD = 4,  // as many as the taps of the usual kernel, so that shifting rows costs nothing
-  PARTS = 512
+  RUNS = 4,   // of a block, each with LANES threads
+  AHEAD = 4,  // tokens at once: the taps of the usual kernel, so that shifting rows costs nothing
+  FWD_RUN = 16,    // tokens of a run: short ones, for then blocks take memory in its order
+  BACK_SHORT = 24, // for the backward, which has sums for every block: from here
+  BACK_LONG = 128, // to there
+  FWD_DEPTH = 4,   // batches of a ring
+  BACK_DEPTH = 4
 };
+// Blocks on an SM.
+const dim3 THREADS_XY(LANES, RUNS);
+constexpr int FWD_WIDE = 4, BACK_WIDE = 4; // most elements of a thread
+constexpr int FWD_BLOCKS = 6, BACK_BLOCKS = 3;
 
 struct conv_call {
-  int T, K, parts; // groups of RUNS runs of a sequence
+  int T, K, run, parts; // tokens of a run, groups of RUNS runs of a sequence
   int ldx, ldy;
   int64_t groups; // of all sequences
   int64_t cd;
@@ -41,16 +48,67 @@ __device__ inline float mult_of(const conv_call &c, int64_t channel) {
 
 // ---- a thread's channels and run ----
 
-// V elements as they lie in memory.
-template <class T, int V>
-struct alignas(V * sizeof(T)) piece {
-  T e[V];
+// The rows of N arrays on their way into a thread's part of shared memory, AHEAD tokens at a time and
+// up to DEPTH - 1 times as many at once. A thread reads only what it asked for: no barriers.
+template <class T, int V, int N, int DEPTH>
+struct row_ring {
+  typedef packed<T, V> row;
+  static constexpr int bytes = DEPTH * AHEAD * N * LANES * RUNS * (int)sizeof(row);
+  row *mine; // [DEPTH][AHEAD][N][threads]
+  const T *from[N];
+  int64_t step[N];
+  int left, ask, use; // rows not asked for yet; where the next ones go and are
+
+  __device__ row *at(int turn, int i, int k) const {
+    return mine + ((turn * AHEAD + i) * N + k) * (LANES * RUNS);
+  }
+  __device__ void request() {
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++)
+#pragma unroll
+      for (int k = 0; k < N; k++)
+        if (i < left) fetch(at(ask, i, k), from[k] + i * step[k]);
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#pragma unroll
+    for (int k = 0; k < N; k++) from[k] += AHEAD * step[k];
+    left -= AHEAD;
+    ask = ask + 1 < DEPTH ? ask + 1 : 0;
+  }
+  static __device__ void fetch(row *to, const T *x) {
+    unsigned there = (unsigned)__cvta_generic_to_shared(to);
+    if constexpr (sizeof(row) == 16)
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(there), "l"(x) : "memory");
+    else if constexpr (sizeof(row) >= 4)
+      asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(there), "l"(x),
+                   "n"(sizeof(row) < 4 ? 4 : sizeof(row))
+                   : "memory");
+    else
+      to->load(x);
+  }
+  // `rows` of them, of which the first are at from[].
+  __device__ void start(int rows) {
+    extern __shared__ uint4 memory[];
+    mine = (row *)memory + threadIdx.y * LANES + threadIdx.x;
+    left = rows, ask = use = 0;
+#pragma unroll
+    for (int i = 0; i < DEPTH - 1; i++) request();
+  }
+  // The next AHEAD rows; those after the last are undefined.
+  __device__ void take(row (&x)[N][AHEAD]) {
+    request(); // into what the last call read
+    asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 1) : "memory");
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++)
+#pragma unroll
+      for (int k = 0; k < N; k++) x[k][i] = *at(use, i, k);
+    use = use + 1 < DEPTH ? use + 1 : 0;
+  }
 };
 
 // Rows and weights are indexed by distance: 0 is the current token, d the one d before it.
 template <class T, int TAPS, int V>
 struct conv_thread {
-  typedef piece<T, V> row;
+  typedef packed<T, V> row;
   const conv_call &c;
   int64_t channel, seq;
   int first, end; // the run's tokens
@@ -59,13 +117,13 @@ struct conv_thread {
 
   // Weights include the multiplier; taps that the conv does not have are 0. V > 1 has all its taps.
   __device__ conv_thread(const conv_call &call) : c(call) {
-    channel = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    channel = ((int64_t)blockIdx.x * LANES + threadIdx.x) * V;
     if (channel >= c.cd) return;
     const T *from = (const T *)c.w + channel * c.K;
-    piece<T, V> all[TAPS];
+    float all[TAPS][V];
     if constexpr (V > 1) {
 #pragma unroll
-      for (int i = 0; i < TAPS; i++) all[i] = ((const row *)from)[i];
+      for (int i = 0; i < TAPS; i++) fetch(c.w, channel * TAPS + i * V).unpack(all[i]);
     }
 #pragma unroll
     for (int v = 0; v < V; v++) {
@@ -73,24 +131,23 @@ struct conv_thread {
       bias[v] = c.bias ? to_float(((const T *)c.bias)[channel + v]) : 0.0f;
 #pragma unroll
       for (int d = 0; d < TAPS; d++) {
-        if constexpr (V > 1) {
-          constexpr int last = TAPS - 1;
-          w[d][v] = mult * to_float(all[(v * TAPS + last - d) / V].e[(v * TAPS + last - d) % V]);
-        } else {
+        constexpr int last = TAPS - 1;
+        if constexpr (V > 1)
+          w[d][v] = mult * all[(v * TAPS + last - d) / V][(v * TAPS + last - d) % V];
+        else
           w[d][v] = d < c.K ? mult * to_float(from[c.K - 1 - d]) : 0.0f;
-        }
       }
     }
   }
 
-  // f() for each of the thread's runs.
+  // f() for each of the thread's runs; mostly there is one.
   template <class F>
   __device__ void each_run(F f) {
     if (channel >= c.cd) return;
     for (int64_t i = blockIdx.y; i < c.groups; i += gridDim.y) {
       seq = i / c.parts;
-      first = ((int)(i % c.parts) * RUNS + (int)threadIdx.y) * RUN;
-      end = min(first + RUN, c.T);
+      first = ((int)(i % c.parts) * RUNS + (int)threadIdx.y) * c.run;
+      end = min(first + c.run, c.T);
       origin = seq * c.T + first;
       if (first < end) f();
     }
@@ -104,24 +161,27 @@ struct conv_thread {
     return (seq * (c.K - 1) + c.K - 1 + t) * c.cd + channel;
   }
   __device__ row fetch(const void *x, int64_t at) const {
-    return *(const row *)((const T *)x + at);
+    row r;
+    r.load((const T *)x + at);
+    return r;
   }
   __device__ static void put(void *to, int64_t at, const float (&x)[V]) {
     row r;
-#pragma unroll
-    for (int v = 0; v < V; v++) from_float(r.e[v], x[v]);
-    *(row *)((T *)to + at) = r;
+    r.pack(x);
+    r.store((T *)to + at);
   }
 
   // How many tokens back token t sees.
   __device__ int reach(int t) const {
     return min(t - c.start[origin + t - first], c.K - 1);
   }
-  // All of t .. t + AHEAD - 1 are the run's own and see TAPS - 1 tokens back (starts do not
-  // decrease).
-  __device__ bool whole(int t) const {
-    return c.K == TAPS && t + AHEAD <= end &&
-           c.start[origin + t - first + AHEAD - 1] <= t - (TAPS - 1);
+  // The start of the last of AHEAD tokens from t on. Starts do not decrease.
+  __device__ int latest(int t) const {
+    return c.start[origin + min(t + AHEAD, c.T) - 1 - first];
+  }
+  // All of t .. t + AHEAD - 1 are the run's own and see TAPS - 1 tokens back.
+  __device__ bool whole(int t, int latest) const {
+    return c.K == TAPS && t + AHEAD <= end && latest <= t - (TAPS - 1);
   }
 
   // Fills the raw rows before token t, except the oldest, which is the first to leave: from the
@@ -130,11 +190,10 @@ struct conv_thread {
 #pragma unroll
     for (int d = 0; d < TAPS - 1; d++) {
       int j = t - 1 - d;
-      row r;
-      bool here = d < c.K - 1 && (j >= 0 || c.halo);
-      if (here) r = j >= 0 ? fetch(c.x, at(j, c.ldx)) : fetch(c.halo, halo_at(j));
-#pragma unroll
-      for (int v = 0; v < V; v++) x[d][v] = here ? to_float(r.e[v]) : 0.0f;
+      row r = {};
+      if (d < c.K - 1 && (j >= 0 || c.halo))
+        r = j >= 0 ? fetch(c.x, at(j, c.ldx)) : fetch(c.halo, halo_at(j));
+      r.unpack(x[d]);
     }
   }
 
@@ -152,37 +211,26 @@ struct conv_thread {
 
 // Every row becomes the one before it; the newest is filled.
 template <int TAPS, class T, int V>
-__device__ inline void shift(float (&x)[TAPS][V], const piece<T, V> &row) {
+__device__ inline void shift(float (&x)[TAPS][V], const packed<T, V> &row) {
 #pragma unroll
   for (int d = TAPS - 1; d > 0; d--)
 #pragma unroll
     for (int v = 0; v < V; v++) x[d][v] = x[d - 1][v];
-#pragma unroll
-  for (int v = 0; v < V; v++) x[0][v] = to_float(row.e[v]);
-}
-
-// 1 / (1 + e^-x); that of bf16 need not be exact to fp32.
-template <class T>
-__device__ inline float logistic(float x) {
-  if constexpr (sizeof(T) == 2) return __fdividef(1.0f, 1.0f + __expf(-x));
-  return sigmoid(x);
+  row.unpack(x[0]);
 }
 
 // ---- forward ----
 
-// Up to AHEAD tokens from t0; x: the rows before.
+// Up to AHEAD tokens from t0, whose rows are given; x: the rows before.
 template <bool WHOLE, class T, int TAPS, int V>
-__device__ inline void batch(const conv_thread<T, TAPS, V> &me, float (&x)[TAPS][V], int t0) {
+__device__ inline void batch(const conv_thread<T, TAPS, V> &me, const packed<T, V> (&row)[AHEAD],
+                             float (&x)[TAPS][V], int t0) {
   const conv_call &c = me.c;
-  piece<T, V> row[AHEAD];
   float y[V];
   int seen[AHEAD];
 #pragma unroll
   for (int i = 0; i < AHEAD; i++)
-    if (WHOLE || t0 + i < me.end) {
-      row[i] = me.fetch(c.x, me.at(t0 + i, c.ldx));
-      seen[i] = WHOLE ? TAPS - 1 : me.reach(t0 + i);
-    }
+    seen[i] = WHOLE ? TAPS - 1 : t0 + i < me.end ? me.reach(t0 + i) : 0;
 #pragma unroll
   for (int i = 0; i < AHEAD; i++) {
     if (!WHOLE && t0 + i >= me.end) break;
@@ -194,20 +242,35 @@ __device__ inline void batch(const conv_thread<T, TAPS, V> &me, float (&x)[TAPS]
   }
 }
 
+template <class T, int V>
+using fwd_ring = row_ring<T, V, 1, FWD_DEPTH>;
+
 template <class T, int TAPS, int V>
-__global__ void __launch_bounds__(LANES *RUNS, 3) conv(conv_call c) {
-  conv_thread<T, TAPS, V> me(c);
-  me.each_run([&]() {
-    float x[TAPS][V];
-    me.rows_before(x, me.first);
+__device__ inline void run(const conv_thread<T, TAPS, V> &me) {
+  const conv_call &c = me.c;
+  fwd_ring<T, V> ring;
+  float x[TAPS][V];
+  ring.from[0] = (const T *)c.x + me.at(me.first, c.ldx), ring.step[0] = c.ldx;
+  ring.start(me.end - me.first);
+  me.rows_before(x, me.first);
+  int soon = me.latest(me.first);
 #pragma unroll 1
-    for (int t0 = me.first; t0 < me.end; t0 += AHEAD) {
-      if (me.whole(t0))
-        batch<true>(me, x, t0);
-      else
-        batch<false>(me, x, t0);
-    }
-  });
+  for (int t0 = me.first; t0 < me.end; t0 += AHEAD) {
+    packed<T, V> row[1][AHEAD];
+    int latest = soon;
+    ring.take(row);
+    soon = me.latest(t0 + AHEAD);
+    if (me.whole(t0, latest))
+      batch<true>(me, row[0], x, t0);
+    else
+      batch<false>(me, row[0], x, t0);
+  }
+}
+
+template <class T, int TAPS, int V>
+__global__ void __launch_bounds__(LANES *RUNS, FWD_BLOCKS) conv(conv_call c) {
+  conv_thread<T, TAPS, V> me(c);
+  me.each_run([&]() { run(me); });
 }
 
 // ---- backward ----
@@ -216,8 +279,9 @@ __global__ void __launch_bounds__(LANES *RUNS, 3) conv(conv_call c) {
 // tap k.
 template <int V>
 __device__ inline void put_part(const conv_call &c, float (&sum)[V], int64_t channel, int k) {
-  extern __shared__ float turn[]; // [RUNS][blockDim.x * V]
-  int width = blockDim.x * V, at = (int)threadIdx.x * V;
+  __shared__ float turn[RUNS * LANES * V];
+  constexpr int width = LANES * V;
+  int at = (int)threadIdx.x * V;
   __syncthreads();
 #pragma unroll
   for (int v = 0; v < V; v++) turn[threadIdx.y * width + at + v] = sum[v];
@@ -242,14 +306,15 @@ struct conv_sums {
 // dx of those rows, and to the sums where the token is the run's own.
 template <class T, int TAPS, int V>
 __device__ inline void token_back(const conv_thread<T, TAPS, V> &me, float (&dx)[TAPS][V],
-                                  const float (&x)[TAPS][V], const piece<T, V> &dy, int seen,
+                                  const float (&x)[TAPS][V], const packed<T, V> &dy, int seen,
                                   bool own, conv_sums<TAPS, V> &sum) {
-  float dv[V];
+  float dv[V], e[V];
   me.sum(dv, x, seen);
+  dy.unpack(e);
 #pragma unroll
   for (int v = 0; v < V; v++) {
     float s = logistic<T>(dv[v]);
-    dv[v] = to_float(dy.e[v]) * s * (1.0f + dv[v] * (1.0f - s));
+    dv[v] = e[v] * s * (1.0f + dv[v] * (1.0f - s));
     if (own) sum.dbias[v] += dv[v];
   }
 #pragma unroll
@@ -276,51 +341,63 @@ __device__ inline void row_done(const conv_thread<T, TAPS, V> &me, const float (
     if (d == K - 1) me.put(own ? c.dx : c.dhalo, at, dx[d]);
 }
 
-// Up to AHEAD tokens from t0; x: the rows before, dx: their gradients so far.
+// Up to AHEAD tokens from t0, whose rows of x and dy are given; x: the rows before, dx: their
+// gradients so far.
 template <bool WHOLE, class T, int TAPS, int V>
-__device__ inline void batch_back(const conv_thread<T, TAPS, V> &me, float (&x)[TAPS][V],
+__device__ inline void batch_back(const conv_thread<T, TAPS, V> &me,
+                                  const packed<T, V> (&row)[2][AHEAD], float (&x)[TAPS][V],
                                   float (&dx)[TAPS][V], int t0, conv_sums<TAPS, V> &sum) {
-  const conv_call &c = me.c;
-  int K = WHOLE ? TAPS : c.K, last = me.end + K - 1;
-  piece<T, V> row[AHEAD] = {}, dy[AHEAD] = {};
-  const piece<T, V> zero = {};
+  int K = WHOLE ? TAPS : me.c.K, last = me.end + K - 1;
+  const packed<T, V> zero = {};
   int seen[AHEAD];
 #pragma unroll
   for (int i = 0; i < AHEAD; i++) {
-    seen[i] = WHOLE ? TAPS - 1 : -1;
-    if (!WHOLE && t0 + i >= min(last, c.T)) continue;
-    row[i] = me.fetch(c.x, me.at(t0 + i, c.ldx));
-    dy[i] = me.fetch(c.dy, me.at(t0 + i, c.ldy));
-    if (!WHOLE) seen[i] = me.reach(t0 + i);
+    bool here = WHOLE || t0 + i < min(last, me.c.T);
+    seen[i] = WHOLE ? TAPS - 1 : here ? me.reach(t0 + i) : -1;
   }
 #pragma unroll
   for (int i = 0; i < AHEAD; i++) {
     int t = t0 + i;
     if (!WHOLE && t >= last) break;
-    shift(x, row[i]);
+    shift(x, WHOLE || seen[i] >= 0 ? row[0][i] : zero);
     shift(dx, zero);
-    token_back(me, dx, x, dy[i], seen[i], WHOLE || t < me.end, sum);
+    token_back(me, dx, x, WHOLE || seen[i] >= 0 ? row[1][i] : zero, seen[i], WHOLE || t < me.end,
+               sum);
     row_done(me, dx, t - (K - 1), K);
   }
 }
 
+// Of x and dy.
+template <class T, int V>
+using back_ring = row_ring<T, V, 2, (V * sizeof(T) > 8 ? BACK_DEPTH / 2 : BACK_DEPTH)>;
+
 // The run: dx of its rows, and dhalo of the rows before the first.
 template <class T, int TAPS, int V>
 __device__ inline void run_back(const conv_thread<T, TAPS, V> &me, conv_sums<TAPS, V> &sum) {
-  int last = me.end + me.c.K - 1;
+  const conv_call &c = me.c;
+  int last = me.end + c.K - 1;
+  back_ring<T, V> ring;
+  ring.from[0] = (const T *)c.x + me.at(me.first, c.ldx), ring.step[0] = c.ldx;
+  ring.from[1] = (const T *)c.dy + me.at(me.first, c.ldy), ring.step[1] = c.ldy;
+  ring.start(min(last, c.T) - me.first);
   float x[TAPS][V], dx[TAPS][V] = {}; // of the row [d] before the current token
   me.rows_before(x, me.first);
+  int soon = me.latest(me.first);
 #pragma unroll 1
   for (int t0 = me.first; t0 < last; t0 += AHEAD) {
-    if (me.whole(t0))
-      batch_back<true>(me, x, dx, t0, sum);
+    packed<T, V> row[2][AHEAD];
+    int latest = soon;
+    ring.take(row);
+    soon = me.latest(t0 + AHEAD);
+    if (me.whole(t0, latest))
+      batch_back<true>(me, row, x, dx, t0, sum);
     else
-      batch_back<false>(me, x, dx, t0, sum);
+      batch_back<false>(me, row, x, dx, t0, sum);
   }
 }
 
 template <class T, int TAPS, int V>
-__global__ void __launch_bounds__(LANES *RUNS, 3) conv_back(conv_call c) {
+__global__ void __launch_bounds__(LANES *RUNS, BACK_BLOCKS) conv_back(conv_call c) {
   conv_thread<T, TAPS, V> me(c);
   conv_sums<TAPS, V> sum = {};
   me.each_run([&]() { run_back(me, sum); });
@@ -330,19 +407,12 @@ __global__ void __launch_bounds__(LANES *RUNS, 3) conv_back(conv_call c) {
   put_part(c, sum.dbias, me.channel, c.K);
 }
 
-// dw[cd, K] and dbias[cd] += the sums over the parts: tap blockIdx.y of 32 channels. The eight rows
-// of threads share out the parts.
-__global__ void conv_reduce(conv_call c, int parts, float *dw, float *dbias) {
-  __shared__ double turn[8][32];
-  int64_t channel = (int64_t)blockIdx.x * 32 + threadIdx.x;
-  int k = (int)blockIdx.y, row = (int)threadIdx.y;
-  const float *part = c.part + (int64_t)k * parts * c.cd + channel;
-  double sum = 0;
-  for (int p = row; channel < c.cd && p < parts; p += 8) sum += part[p * c.cd];
-  turn[row][threadIdx.x] = sum;
-  __syncthreads();
-  if (row > 0 || channel >= c.cd) return;
-  for (int i = 1; i < 8; i++) sum += turn[i][threadIdx.x];
+// dw[cd, K] and dbias[cd] += the sums over the parts: tap blockIdx.y of PART_COLS channels.
+__global__ void conv_reduce(conv_call c, int64_t parts, float *dw, float *dbias) {
+  int64_t channel = (int64_t)blockIdx.x * PART_COLS + threadIdx.x;
+  int k = (int)blockIdx.y;
+  double sum = sum_parts(c.part + k * parts * c.cd, parts, c.cd, channel);
+  if (threadIdx.y > 0 || channel >= c.cd) return;
   if (k < c.K)
     dw[channel * c.K + k] = (float)(dw[channel * c.K + k] + mult_of(c, channel) * sum);
   else if (dbias)
@@ -351,12 +421,22 @@ __global__ void conv_reduce(conv_call c, int parts, float *dw, float *dbias) {
 
 // ---- launches ----
 
-struct conv_shape {
-  dim3 grid, block;
-};
-conv_shape shape_of(const conv_call &c, int V, int64_t blocks) {
-  return {dim3((unsigned)up(c.cd, LANES * V), (unsigned)least(c.groups, blocks)),
-          dim3(LANES, RUNS)};
+// Cuts sequences into runs of about `shortest` to `longest` tokens such that the blocks, of V channels
+// a thread and `each` on an SM, fill an H100 (the rule knows sizes alone) as many whole times as they
+// can. Blocks take turns with what is over `most` parts of all sequences.
+dim3 cut_runs(conv_call *c, int64_t b, int V, int each, int shortest, int longest, int64_t most) {
+  int64_t wide = up(c->cd, LANES * V), slots = 132 * each;
+  int64_t p = up(c->T, RUNS * longest), last = least(up(c->T, RUNS * shortest), most / b);
+  double fullest = 0;
+  do {
+    int64_t blocks = wide * b * p;
+    double full = (double)blocks / (double)(up(blocks, slots) * slots);
+    if (full > fullest) fullest = full, c->parts = (int)p;
+  } while (++p <= last);
+  c->run = (int)(up(up(c->T, (int64_t)c->parts * RUNS), AHEAD) * AHEAD);
+  c->parts = (int)up(c->T, (int64_t)c->run * RUNS);
+  c->groups = b * c->parts;
+  return dim3((unsigned)wide, (unsigned)least(c->groups, most));
 }
 
 conv_call describe(const sk_conv_dims *d) {
@@ -368,8 +448,6 @@ conv_call describe(const sk_conv_dims *d) {
   c.cd = d->width[0] + d->width[1] + d->width[2];
   c.end[0] = d->width[0], c.end[1] = d->width[0] + d->width[1];
   for (int i = 0; i < 3; i++) c.mult[i] = (float)d->mult[i];
-  c.parts = (int)up(d->T, RUN * RUNS);
-  c.groups = d->b * c.parts;
   return c;
 }
 
@@ -391,12 +469,14 @@ extern "C" void sk_cuda_conv(sk_stream *s, const sk_conv_dims *d, void *y, const
                              const void *halo, const void *w, const void *bias,
                              const int32_t *start) {
   conv_call c = describe(d);
+  if (d->b == 0 || c.T == 0 || c.cd == 0) return;
   c.x = x, c.halo = halo, c.w = w, c.bias = bias, c.start = start, c.y = y;
   auto wide = [&](int V) { return fits(V, {c.cd, c.ldx, c.ldy}, {x, halo, y, w}); };
   by_taps(s, c, wide, [&](auto type, auto taps, auto v) {
-    constexpr int V = SK_NUMBER(v), TAPS = SK_NUMBER(taps);
-    conv_shape at = shape_of(c, V, 65535);
-    conv<SK_TYPE(type), TAPS, V><<<at.grid, at.block, 0, sk_cuda_stream(s)>>>(c);
+    constexpr int V = SK_NUMBER(v) < FWD_WIDE ? SK_NUMBER(v) : FWD_WIDE, TAPS = SK_NUMBER(taps);
+    typedef SK_TYPE(type) T;
+    dim3 grid = cut_runs(&c, d->b, V, FWD_BLOCKS, FWD_RUN, FWD_RUN, 65535);
+    conv<T, TAPS, V><<<grid, THREADS_XY, fwd_ring<T, V>::bytes, sk_cuda_stream(s)>>>(c);
   });
   SK_CUDA(cudaGetLastError());
 }
@@ -405,23 +485,24 @@ extern "C" void sk_cuda_conv_grad(sk_stream *s, const sk_conv_dims *d, void *dx,
                                   float *dw, float *dbias, const void *dy, const void *x,
                                   const void *halo, const void *w, const void *bias,
                                   const int32_t *start) {
-  int64_t cd = d->width[0] + d->width[1] + d->width[2],
-          sums = (d->K + 1) * cd * (int64_t)sizeof(float);
   conv_call c = describe(d);
-  int64_t most = least(PARTS, SK_CUDA_SCRATCH / sums), parts = least(c.groups, most);
-  SK_CHECK(most > 0, "conv_grad: %lld channels", (long long)cd);
+  if (d->b == 0 || c.T == 0 || c.cd == 0) return;
+  int64_t sums = (d->K + 1) * c.cd * (int64_t)sizeof(float), parts = 0;
+  int64_t most = least(65535, SK_CUDA_SCRATCH / sums);
+  SK_CHECK(most > 0, "conv_grad: %lld channels", (long long)c.cd);
   c.x = x, c.halo = halo, c.w = w, c.bias = bias, c.start = start;
   c.dy = dy, c.dx = dx, c.dhalo = dhalo;
-  c.part = (float *)sk_cuda_scratch(s, (size_t)(parts * sums));
   auto wide = [&](int V) { return fits(V, {c.cd, c.ldx, c.ldy}, {x, halo, dy, dx, dhalo, w}); };
   by_taps(s, c, wide, [&](auto type, auto taps, auto v) {
-    constexpr int V = SK_NUMBER(v) < 4 ? SK_NUMBER(v) : 4, TAPS = SK_NUMBER(taps);
-    conv_shape at = shape_of(c, V, most);
-    size_t bytes = (size_t)(LANES * RUNS * V) * sizeof(float);
-    conv_back<SK_TYPE(type), TAPS, V><<<at.grid, at.block, bytes, sk_cuda_stream(s)>>>(c);
+    constexpr int V = SK_NUMBER(v) < BACK_WIDE ? SK_NUMBER(v) : BACK_WIDE, TAPS = SK_NUMBER(taps);
+    typedef SK_TYPE(type) T;
+    dim3 grid = cut_runs(&c, d->b, V, BACK_BLOCKS, BACK_SHORT, BACK_LONG, most);
+    parts = grid.y;
+    c.part = (float *)sk_cuda_scratch(s, (size_t)(parts * sums));
+    conv_back<T, TAPS, V><<<grid, THREADS_XY, back_ring<T, V>::bytes, sk_cuda_stream(s)>>>(c);
   });
   SK_CUDA(cudaGetLastError());
-  dim3 grid((unsigned)up(cd, 32), (unsigned)(d->K + 1)), block(32, 8);
-  conv_reduce<<<grid, block, 0, sk_cuda_stream(s)>>>(c, (int)parts, dw, dbias);
+  dim3 grid((unsigned)up(c.cd, PART_COLS), (unsigned)(d->K + 1)), block(PART_COLS, PART_ROWS);
+  conv_reduce<<<grid, block, 0, sk_cuda_stream(s)>>>(c, parts, dw, dbias);
   SK_CUDA(cudaGetLastError());
 }

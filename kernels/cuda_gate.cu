@@ -21,6 +21,11 @@ shape shape_of(const sk_gate_dims *d) {
       d->eps, d->before};
 }
 
+template <class T>
+__device__ inline float swish(float x) {
+  return x * logistic<T>(x);
+}
+
 template <int V, class T>
 __device__ inline void load_a(float (&a)[V], const T *y, const T *z, float m, bool before) {
   load(a, y);
@@ -28,7 +33,7 @@ __device__ inline void load_a(float (&a)[V], const T *y, const T *z, float m, bo
   float g[V];
   load(g, z);
 #pragma unroll
-  for (int j = 0; j < V; j++) a[j] *= silu(m * g[j]);
+  for (int j = 0; j < V; j++) a[j] *= swish<T>(m * g[j]);
 }
 
 template <int V, class T>
@@ -72,77 +77,118 @@ __global__ void grad_stats(shape k, float *out, const T *dout, const T *y, const
 
 // Blocks of rows; a row is a token's group: token * G + group.
 template <int M, int V, class T>
-__global__ void __launch_bounds__(ROW_THREADS, M == 1 ? 6 : M == 2 ? 4 : 2)
+__global__ void __launch_bounds__(ROW_THREADS, look_blocks(M))
     gated_norm(shape k, T *o, float *rstd, const T *y, const T *z, const T *w, const float *whole) {
   int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y, t = row / k.G;
   int64_t c0 = row % k.G * k.cols, at = t * k.ds + c0;
   bool here = row < k.n * k.G;
   reg_row<T, V, M> a, g, b;
-  float sum = 0;
+  float sum = 0, gated[M][V];
   a.get(y + at, k.cols, here);
   g.get(z + t * k.ldz + c0, k.cols, here);
   b.get(w + c0, k.cols, here);
   if (here)
-    each_column<V, M>(k.cols, [&](int i, int j) {
-      float x = to_float(a.at[i].e[j]);
-      if (!k.before) x *= silu(k.m * to_float(g.at[i].e[j]));
-      sum += x * x;
+    each_access<V, M>(k.cols, [&](int i) {
+      float x[V], z[V];
+      a.at[i].unpack(x), g.at[i].unpack(z);
+#pragma unroll
+      for (int j = 0; j < V; j++) {
+        gated[i][j] = x[j] * swish<T>(k.m * z[j]);
+        if (!k.before) x[j] = gated[i][j];
+        sum += x[j] * x[j];
+      }
     });
   sum = row_sum(sum);
   if (!here) return;
   if (whole) sum = whole[row];
   float r = (float)(1 / sqrt((double)sum / (double)k.width + k.eps));
-  a.pack(), g.pack(), b.pack();
-  each_column<V, M>(k.cols, [&](int i, int j) {
-    float gate = silu(k.m * to_float(g.at[i].e[j]));
-    from_float(a.at[i].e[j], to_float(a.at[i].e[j]) * gate * (r * to_float(b.at[i].e[j])));
+  each_access<V, M>(k.cols, [&](int i) {
+    float w[V];
+    b.at[i].unpack(w);
+#pragma unroll
+    for (int j = 0; j < V; j++) gated[i][j] *= r * w[j];
+    a.at[i].pack(gated[i]);
   });
   a.put(o + at, k.cols);
   if (threadIdx.x == 0) rstd[row] = r;
 }
 
-// Blocks (part of the tokens, group); part: see put_sums.
+// A token's rows of the backward pass, of one group.
 template <int M, int V, class T>
-__global__ void __launch_bounds__(ROW_THREADS, M == 1 ? 5 : M == 2 ? 3 : 2)
-    gated_norm_grad(shape k, T *dy, T *dz, float *part, const T *dout, const T *y, const T *z,
-                    const T *w, const float *rstd, const float *whole, int64_t size) {
-  int64_t c0 = blockIdx.y * k.cols, first = blockIdx.x * size, end = least(first + size, k.n);
-  reg_row<T, V, M> e, a, g, b;
-  float dw[M][V] = {};
-  for (int64_t t0 = first; t0 < end; t0 += blockDim.y) {
-    int64_t t = t0 + threadIdx.y, at = t * k.ds + c0, zt = t * k.ldz + c0;
-    bool here = t < end;
-    float dot = 0, r = here ? rstd[t * k.G + blockIdx.y] : 0;
-    e.get(dout + at, k.cols, here);
-    a.get(y + at, k.cols, here);
-    g.get(z + zt, k.cols, here);
-    b.get(w + c0, k.cols, here);
-    if (here)
-      each_column<V, M>(k.cols, [&](int i, int j) {
-        float x = to_float(a.at[i].e[j]) * silu(k.m * to_float(g.at[i].e[j]));
-        x *= to_float(e.at[i].e[j]);
-        dw[i][j] += x * r;
-        dot += x * to_float(b.at[i].e[j]);
-      });
-    dot = row_sum(dot);
-    if (!here) continue;
-    float back = r * r * ((whole ? whole[t * k.G + blockIdx.y] : dot) / k.width);
-    e.pack(), a.pack(), g.pack(), b.pack();
-    each_column<V, M>(k.cols, [&](int i, int j) {
-      float zc = k.m * to_float(g.at[i].e[j]), sig = sigmoid(zc), gate = zc * sig;
-      float dgate = sig * (1 + zc * (1 - sig)), x = to_float(a.at[i].e[j]);
-      float f = to_float(b.at[i].e[j]) * to_float(e.at[i].e[j]);
+struct gated_rows {
+  reg_row<T, V, M> e, a, g;
+  float r;
+  __device__ void get(const shape &k, const T *dout, const T *y, const T *z, const float *rstd,
+                      int64_t t, int64_t c0, bool here) {
+    r = here ? rstd[t * k.G + blockIdx.y] : 0;
+    e.get(dout + t * k.ds + c0, k.cols, here);
+    a.get(y + t * k.ds + c0, k.cols, here);
+    g.get(z + t * k.ldz + c0, k.cols, here);
+  }
+};
+
+// y becomes dy and z becomes dz; back: how much of a row goes back through its own norm.
+template <int M, int V, class T>
+__device__ inline void gated_back(const shape &k, gated_rows<M, V, T> &row,
+                                  const reg_row<T, V, M> &w, float back) {
+  float r = row.r;
+  each_access<V, M>(k.cols, [&](int i) {
+    float f[V], x[V], z[V], ww[V];
+    row.e.at[i].unpack(f), row.a.at[i].unpack(x), row.g.at[i].unpack(z), w.at[i].unpack(ww);
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+      float zc = k.m * z[j], sig = logistic<T>(zc), gate = zc * sig;
+      float dgate = sig * (1 + zc * (1 - sig));
+      f[j] *= ww[j];
       if (k.before) { // o = w * y * r * silu(z)
-        from_float(g.at[i].e[j], k.m * f * (x * r) * dgate);
-        from_float(a.at[i].e[j], r * (f * gate - x * back));
+        z[j] = k.m * f[j] * (x[j] * r) * dgate;
+        x[j] = r * (f[j] * gate - x[j] * back);
       } else { // o = w * a * r with a = y * silu(z)
-        float da = r * (f - x * gate * back);
-        from_float(g.at[i].e[j], k.m * da * x * dgate);
-        from_float(a.at[i].e[j], da * gate);
+        float da = r * (f[j] - x[j] * gate * back);
+        z[j] = k.m * da * x[j] * dgate;
+        x[j] = da * gate;
       }
-    });
-    a.put(dy + at, k.cols);
-    g.put(dz + zt, k.cols);
+    }
+    row.a.at[i].pack(x), row.g.at[i].pack(z);
+  });
+}
+
+// Blocks (turn with the tokens, group); part: see put_sums. The next token's rows are under way while
+// one is worked on.
+template <int M, int V, class T>
+__global__ void __launch_bounds__(ROW_THREADS, sum_blocks(M))
+    gated_norm_grad(shape k, T *dy, T *dz, float *part, const T *dout, const T *y, const T *z,
+                    const T *w, const float *rstd, const float *whole) {
+  int64_t c0 = blockIdx.y * k.cols, t = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
+  const int64_t step = (int64_t)gridDim.x * blockDim.y;
+  reg_row<T, V, M> b;
+  gated_rows<M, V, T> row, next;
+  float dw[M][V] = {};
+  b.get(w + c0, k.cols);
+  next.get(k, dout, y, z, rstd, t, c0, t < k.n);
+  for (int turn = 0; t - threadIdx.y < k.n; t += step, turn ^= 1) {
+    bool here = t < k.n;
+    float dot = 0;
+    row = next;
+    next.get(k, dout, y, z, rstd, t + step, c0, t + step < k.n);
+    if (here)
+      each_access<V, M>(k.cols, [&](int i) {
+        float e[V], x[V], z[V], ww[V];
+        row.e.at[i].unpack(e), row.a.at[i].unpack(x), row.g.at[i].unpack(z), b.at[i].unpack(ww);
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+          x[j] *= e[j] * swish<T>(k.m * z[j]);
+          dw[i][j] += x[j] * row.r;
+          dot += x[j] * ww[j];
+        }
+      });
+    dot = row_sum(dot, turn);
+    if (!here) continue;
+    float back = row.r * row.r * ((whole ? whole[t * k.G + blockIdx.y] : dot) / k.width);
+    row.e.forget(), row.a.forget(), row.g.forget(), b.forget();
+    gated_back(k, row, b, back);
+    row.a.put(dy + t * k.ds + c0, k.cols);
+    row.g.put(dz + t * k.ldz + c0, k.cols);
   }
   put_sums(part, dw, c0, k.cols, k.ds);
 }
@@ -192,7 +238,7 @@ void sk_cuda_gate(sk_stream *s, const sk_gate_dims *d, void *o, float *rstd, con
     typedef SK_TYPE(tag) T;
     constexpr int V = SK_NUMBER(v);
     if (d->norm) {
-      row_shape r = shape_of_rows<V>(k.cols);
+      row_shape r = shape_of_rows<V>(k.cols, LOOK_THREADS);
       unsigned blocks = (unsigned)up(k.n * k.G, r.block.y);
       by_accesses<V>(r, [&](auto m) {
         gated_norm<SK_NUMBER(m), V><<<blocks, r.block, 0, sk_cuda_stream(s)>>>(
@@ -242,17 +288,17 @@ void sk_cuda_gate_grad(sk_stream *s, const sk_gate_dims *d, void *dy, void *dz, 
     typedef SK_TYPE(tag) T;
     constexpr int V = SK_NUMBER(v);
     if (d->norm) {
-      row_shape r = shape_of_rows<V>(k.cols);
-      cut c = cut_rows(k.n, k.ds, r);
-      float *part = (float *)sk_cuda_scratch(s, (size_t)(c.count * k.ds) * sizeof *part);
-      dim3 grid((unsigned)c.count, (unsigned)k.G);
+      row_shape r = shape_of_rows<V>(k.cols, SUM_THREADS);
+      int64_t parts = row_parts(k.n, k.G, k.ds, r);
+      float *part = (float *)sk_cuda_scratch(s, (size_t)(parts * k.ds) * sizeof *part);
+      dim3 grid((unsigned)parts, (unsigned)k.G);
       by_accesses<V>(r, [&](auto m) {
         gated_norm_grad<SK_NUMBER(m), V><<<grid, r.block, 0, sk_cuda_stream(s)>>>(
             k, (T *)dy, (T *)dz, part, (const T *)dout, (const T *)y, (const T *)z, (const T *)w,
-            rstd, d->whole, c.size);
+            rstd, d->whole);
       });
       SK_CUDA(cudaGetLastError());
-      launch_add_parts(s, dw, part, c.count, k.ds, 1);
+      launch_add_parts(s, dw, part, parts, k.ds, 1);
     } else {
       rows_shape r = rows(k.n, k.ds / V);
       gate_only_grad<V><<<r.grid, r.block, 0, sk_cuda_stream(s)>>>(

@@ -21,15 +21,16 @@ typedef struct key {
 typedef struct product {
   struct product *next;
   key key;
-  bool known; // the library can do it
+  int answers, rule; // none: the library cannot do it
   cublasLtMatmulDesc_t desc;
   cublasLtMatrixLayout_t A, B, C;
-  cublasLtMatmulAlgo_t algo;
+  cublasLtMatmulAlgo_t algo[ANSWERS];
 } product;
 
 struct sk_cuda_blas {
   cublasLtHandle_t handle;
   product *list[LISTS];
+  int choice; // for measurements; -1: by rule
 };
 
 static void check(cublasStatus_t rc, const char *what, int line) {
@@ -41,6 +42,7 @@ static void check(cublasStatus_t rc, const char *what, int line) {
 sk_cuda_blas *sk_cuda_blas_open(char *text, size_t size) {
   sk_cuda_blas *b = sk_calloc(1, sizeof *b);
   BLAS(cublasLtCreate(&b->handle));
+  b->choice = -1;
   size_t v = cublasLtGetVersion();
   snprintf(text, size, "cuBLASLt %zu.%zu.%zu", v / 10000, v / 100 % 100, v % 100);
   return b;
@@ -60,6 +62,11 @@ void sk_cuda_blas_close(sk_cuda_blas *b) {
   }
   BLAS(cublasLtDestroy(b->handle));
   sk_free(b);
+}
+
+int sk_cuda_blas_choose(sk_cuda_blas *b, int choice) {
+  b->choice = choice;
+  return ANSWERS;
 }
 
 // ---- the choice of an algorithm ----
@@ -122,7 +129,7 @@ static bool is(const cublasLtMatmulAlgo_t *algo, liking want) {
 static int best(const key *k, const cublasLtMatmulHeuristicResult_t *found, int n) {
   for (const liking *l = likings(k); l->tile; l++)
     for (int i = 0; i < n; i++)
-      if (found[i].state == CUBLAS_STATUS_SUCCESS && is(&found[i].algo, *l)) return i;
+      if (is(&found[i].algo, *l)) return i;
   return 0;
 }
 
@@ -151,9 +158,12 @@ static void choose(sk_cuda_blas *b, product *p) {
   set(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint64_t)1 << k->align[2], 4);
   cublasStatus_t rc = cublasLtMatmulAlgoGetHeuristic(b->handle, p->desc, p->B, p->A, p->C, p->C,
                                                      want, ANSWERS, found, &n);
-  int i = rc == CUBLAS_STATUS_SUCCESS && n > 0 ? best(k, found, n) : 0;
-  p->known = rc == CUBLAS_STATUS_SUCCESS && n > 0 && found[i].state == CUBLAS_STATUS_SUCCESS;
-  if (p->known) p->algo = found[i].algo;
+  for (int i = 0; rc == CUBLAS_STATUS_SUCCESS && i < n; i++) {
+    if (found[i].state != CUBLAS_STATUS_SUCCESS) continue;
+    found[p->answers] = found[i];
+    p->algo[p->answers++] = found[i].algo;
+  }
+  p->rule = best(k, found, p->answers);
   BLAS(cublasLtMatmulPreferenceDestroy(want));
 }
 
@@ -188,13 +198,14 @@ static void one_product(sk_stream *s, bool ta, bool tb, int64_t m, int64_t n, in
                     .align = {alignment(A), alignment(B), alignment(C)}};
   sk_cuda_blas *b = sk_cuda_blas_of(s);
   const product *p = k > 0 ? look_up(b, &want) : NULL;
-  if (!p || !p->known) {
+  if (!p || p->answers == 0) {
     sk_cuda_gemm_plain(s, ta, tb, m, n, k, alpha, A, lda, B, ldb, beta, C, ldc, ct);
     return;
   }
   const float al = (float)alpha, be = (float)beta;
-  BLAS(cublasLtMatmul(b->handle, p->desc, &al, B, p->B, A, p->A, &be, C, p->C, C, p->C, &p->algo,
-                      sk_cuda_workspace(s), SK_CUDA_WORKSPACE, sk_cuda_stream(s)));
+  const int i = b->choice >= 0 && b->choice < p->answers ? b->choice : p->rule;
+  BLAS(cublasLtMatmul(b->handle, p->desc, &al, B, p->B, A, p->A, &be, C, p->C, C, p->C,
+                      &p->algo[i], sk_cuda_workspace(s), SK_CUDA_WORKSPACE, sk_cuda_stream(s)));
 }
 
 // The library's fast kernels want sizes that are multiples of 8 (a vocabulary may be odd): what is

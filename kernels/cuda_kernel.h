@@ -76,6 +76,72 @@ __device__ inline void store(T *p, const float (&x)[V]) {
   }
 }
 
+// V elements as they lie in memory, in registers of 32 bits and loaded and stored in one access. (The
+// compiler keeps a register for each element of an array of bf16, and stores them pair by pair, also
+// through a uint4: four times as many requests.)
+template <class T, int V>
+struct packed {
+  static constexpr int bytes = V * sizeof(T), words = bytes < 4 ? 1 : bytes / 4;
+  static_assert(bytes == 16 || bytes == 8 || bytes == 4 || bytes == 2, "one access");
+  unsigned w[words];
+
+  __device__ void load(const void *p) {
+    if constexpr (bytes == 16) {
+      uint4 u = *(const uint4 *)p;
+      w[0] = u.x, w[1] = u.y, w[2] = u.z, w[3] = u.w;
+    } else if constexpr (bytes == 8) {
+      uint2 u = *(const uint2 *)p;
+      w[0] = u.x, w[1] = u.y;
+    } else if constexpr (bytes == 4) {
+      w[0] = *(const unsigned *)p;
+    } else {
+      w[0] = *(const unsigned short *)p;
+    }
+  }
+  __device__ void store(void *p) const {
+    if constexpr (bytes == 16)
+      asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)),
+                   "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
+                   : "memory");
+    else if constexpr (bytes == 8)
+      asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(p)), "r"(w[0]),
+                   "r"(w[1])
+                   : "memory");
+    else if constexpr (bytes == 4)
+      *(unsigned *)p = w[0];
+    else
+      *(unsigned short *)p = (unsigned short)w[0];
+  }
+  __device__ void unpack(float (&x)[V]) const {
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+      if constexpr (sizeof(T) == 4)
+        x[j] = __uint_as_float(w[j]);
+      else
+        x[j] = __uint_as_float(j % 2 ? w[j / 2] & 0xffff0000 : w[j / 2] << 16);
+    }
+  }
+  __device__ void pack(const float (&x)[V]) {
+    if constexpr (sizeof(T) == 4) {
+#pragma unroll
+      for (int j = 0; j < V; j++) w[j] = __float_as_uint(x[j]);
+    } else if constexpr (V == 1) {
+      w[0] = __bfloat16_as_ushort(__float2bfloat16_rn(x[0]));
+    } else {
+#pragma unroll
+      for (int j = 0; j < V; j += 2) {
+        __nv_bfloat162 pair = __floats2bfloat162_rn(x[j], x[j + 1]);
+        memcpy(&w[j / 2], &pair, 4);
+      }
+    }
+  }
+  // Makes the compiler forget the elements' values as floats, which would take twice the registers.
+  __device__ void forget() {
+#pragma unroll
+    for (int j = 0; j < words; j++) asm("" : "+r"(w[j]));
+  }
+};
+
 // ---- functions ----
 
 __device__ inline float sigmoid(float x) {
@@ -83,6 +149,16 @@ __device__ inline float sigmoid(float x) {
 }
 __device__ inline float silu(float x) {
   return x / (1.0f + expf(-x));
+}
+// sigmoid for elements of type T: that of bf16 may be wrong in the last bits of fp32, in four
+// instructions instead of dozens.
+template <class T>
+__device__ inline float logistic(float x) {
+  if constexpr (sizeof(T) == 4) return sigmoid(x);
+  float e, y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x * -1.44269504f));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(1.0f + e));
+  return y;
 }
 // log(1 + e^x) without overflow.
 __device__ inline float softplus(float x) {
@@ -241,27 +317,35 @@ __global__ void token_sums(float *part, F f, int64_t n, int64_t cols, int64_t si
   for (int i = 0; i < V; i++) part[blockIdx.y * cols + c + i] = sum[i];
 }
 
-// out[cols] += scale * the sums over the parts: 32 columns of a block; its rows of threads share out
-// the parts.
-constexpr int PART_ROWS = 16;
-static __global__ void add_parts(float *out, const float *part, int64_t count, int64_t cols,
-                                 double scale) {
-  __shared__ double turn[PART_ROWS][32];
-  int64_t c = (int64_t)blockIdx.x * 32 + threadIdx.x;
+// The sum of part[0 .. count - 1][c] in double, for blocks of PART_COLS (an access of memory) x
+// PART_ROWS threads, all of which call it. The rows of threads share out the parts, so that all of a
+// few hundred parts are loaded at once, and are then added in pairs.
+constexpr int PART_COLS = 8, PART_ROWS = 64;
+__device__ inline double sum_parts(const float *part, int64_t count, int64_t cols, int64_t c) {
+  __shared__ double turn[PART_ROWS][PART_COLS];
   int row = threadIdx.y;
   double sum = 0;
-#pragma unroll 4
+#pragma unroll 8
   for (int64_t i = row; c < cols && i < count; i += PART_ROWS) sum += part[i * cols + c];
   turn[row][threadIdx.x] = sum;
-  __syncthreads();
-  if (row > 0 || c >= cols) return;
-  for (int i = 1; i < PART_ROWS; i++) sum += turn[i][threadIdx.x];
-  out[c] = (float)(out[c] + scale * sum);
+  for (int half = PART_ROWS / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (row < half) turn[row][threadIdx.x] += turn[row + half][threadIdx.x];
+  }
+  return turn[0][threadIdx.x]; // right in row 0, which wrote it
+}
+
+// out[cols] += scale * the sums over the parts.
+static __global__ void add_parts(float *out, const float *part, int64_t count, int64_t cols,
+                                 double scale) {
+  int64_t c = (int64_t)blockIdx.x * PART_COLS + threadIdx.x;
+  double sum = sum_parts(part, count, cols, c);
+  if (threadIdx.y == 0 && c < cols) out[c] = (float)(out[c] + scale * sum);
 }
 
 inline void launch_add_parts(sk_stream *s, float *out, const float *part, int64_t count,
                              int64_t cols, double scale) {
-  add_parts<<<(unsigned)up(cols, 32), dim3(32, PART_ROWS), 0, sk_cuda_stream(s)>>>(
+  add_parts<<<(unsigned)up(cols, PART_COLS), dim3(PART_COLS, PART_ROWS), 0, sk_cuda_stream(s)>>>(
       out, part, count, cols, scale);
   SK_CUDA(cudaGetLastError());
 }

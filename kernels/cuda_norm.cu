@@ -5,7 +5,7 @@ namespace {
 
 // sum = x + res where res is given; what is normalised is sum as it is stored.
 template <int M, int V, class T>
-__global__ void __launch_bounds__(ROW_THREADS, M == 1 ? 6 : M == 2 ? 4 : 2)
+__global__ void __launch_bounds__(ROW_THREADS, look_blocks(M))
     norm(T *y, float *rstd, T *sum, const T *x, const T *res, const T *w, int64_t n, int64_t d,
          double eps) {
   int64_t t = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
@@ -16,54 +16,89 @@ __global__ void __launch_bounds__(ROW_THREADS, M == 1 ? 6 : M == 2 ? 4 : 2)
   if (res) b.get(res + t * d, d, here);
   weight.get(w, d);
   if (here)
-    each_column<V, M>(d, [&](int i, int j) {
-      float v = to_float(a.at[i].e[j]);
-      if (res) from_float(a.at[i].e[j], v + to_float(b.at[i].e[j]));
-      v = to_float(a.at[i].e[j]);
-      squares += v * v;
+    each_access<V, M>(d, [&](int i) {
+      float v[V], r[V];
+      a.at[i].unpack(v);
+      if (res) {
+        b.at[i].unpack(r);
+#pragma unroll
+        for (int j = 0; j < V; j++) v[j] += r[j];
+        a.at[i].pack(v);
+        a.at[i].unpack(v);
+      }
+#pragma unroll
+      for (int j = 0; j < V; j++) squares += v[j] * v[j];
     });
   squares = row_sum(squares);
   if (!here) return;
   if (res) a.put(sum + t * d, d);
   float r = (float)(1 / sqrt((double)squares / (double)d + eps));
-  each_column<V, M>(d, [&](int i, int j) {
-    from_float(a.at[i].e[j], to_float(a.at[i].e[j]) * (r * to_float(weight.at[i].e[j])));
+  each_access<V, M>(d, [&](int i) {
+    float v[V], w[V];
+    a.at[i].unpack(v), weight.at[i].unpack(w);
+#pragma unroll
+    for (int j = 0; j < V; j++) v[j] *= r * w[j];
+    a.at[i].pack(v);
   });
   a.put(y + t * d, d);
   if (threadIdx.x == 0) rstd[t] = r;
 }
 
-// Tokens blockIdx.x * size on; part: see put_sums.
+// A token's rows of the backward pass.
 template <int M, int V, class T>
-__global__ void __launch_bounds__(ROW_THREADS, M == 1 ? 5 : M == 2 ? 3 : 2)
-    norm_grad(T *dx, float *part, const T *dy, const T *x, const float *rstd, const T *w, int64_t n,
-              int64_t d, int64_t size) {
-  reg_row<T, V, M> weight, e, a, g;
-  float dw[M][V] = {};
-  int64_t first = blockIdx.x * size, end = least(first + size, n);
-  weight.get(w, d);
-  for (int64_t t0 = first; t0 < end; t0 += blockDim.y) {
-    int64_t t = t0 + threadIdx.y;
-    bool here = t < end;
-    float mean = 0, r = here ? rstd[t] : 0;
+struct norm_rows {
+  reg_row<T, V, M> e, a, g;
+  float r;
+  __device__ void get(const T *dy, const T *x, const T *dx, const float *rstd, int64_t t, int64_t d,
+                      bool here) {
+    r = here ? rstd[t] : 0;
     e.get(dy + t * d, d, here);
     a.get(x + t * d, d, here);
     g.get(dx + t * d, d, here);
+  }
+};
+
+// Blocks take turns with the rows, so that what they touch at a time lies together; part: see
+// put_sums. The next token's rows are under way while one is worked on.
+template <int M, int V, class T>
+__global__ void __launch_bounds__(ROW_THREADS, sum_blocks(M))
+    norm_grad(T *dx, float *part, const T *dy, const T *x, const float *rstd, const T *w, int64_t n,
+              int64_t d) {
+  reg_row<T, V, M> weight;
+  norm_rows<M, V, T> row, next;
+  float dw[M][V] = {};
+  int64_t t = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
+  const int64_t step = (int64_t)gridDim.x * blockDim.y;
+  weight.get(w, d);
+  next.get(dy, x, dx, rstd, t, d, t < n);
+  for (int turn = 0; t - threadIdx.y < n; t += step, turn ^= 1) {
+    bool here = t < n;
+    float mean = 0;
+    row = next;
+    next.get(dy, x, dx, rstd, t + step, d, t + step < n);
     if (here)
-      each_column<V, M>(d, [&](int i, int j) {
-        float ea = to_float(e.at[i].e[j]) * to_float(a.at[i].e[j]);
-        dw[i][j] += ea * r;
-        mean += ea * to_float(weight.at[i].e[j]);
+      each_access<V, M>(d, [&](int i) {
+        float e[V], a[V], w[V];
+        row.e.at[i].unpack(e), row.a.at[i].unpack(a), weight.at[i].unpack(w);
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+          e[j] *= a[j];
+          dw[i][j] += e[j] * row.r;
+          mean += e[j] * w[j];
+        }
       });
-    float back = r * r * (row_sum(mean) / (float)d);
+    float back = row.r * row.r * (row_sum(mean, turn) / (float)d);
     if (!here) continue;
-    e.pack(), a.pack(), weight.pack();
-    each_column<V, M>(d, [&](int i, int j) {
-      float own = to_float(weight.at[i].e[j]) * to_float(e.at[i].e[j]);
-      from_float(g.at[i].e[j],
-                 to_float(g.at[i].e[j]) + r * (own - to_float(a.at[i].e[j]) * back));
+    row.e.forget(), row.a.forget(), weight.forget();
+    each_access<V, M>(d, [&](int i) {
+      float e[V], a[V], w[V], g[V];
+      row.e.at[i].unpack(e), row.a.at[i].unpack(a), weight.at[i].unpack(w);
+      row.g.at[i].unpack(g);
+#pragma unroll
+      for (int j = 0; j < V; j++) g[j] += row.r * (w[j] * e[j] - a[j] * back);
+      row.g.at[i].pack(g);
     });
-    g.put(dx + t * d, d);
+    row.g.put(dx + t * d, d);
   }
   put_sums(part, dw, 0, d, d);
 }
@@ -117,7 +152,7 @@ void sk_cuda_rmsnorm(sk_stream *s, void *y, float *rstd, void *sum, const void *
       [&](auto tag, auto v) {
         typedef SK_TYPE(tag) T;
         constexpr int V = SK_NUMBER(v);
-        row_shape r = shape_of_rows<V>(d);
+        row_shape r = shape_of_rows<V>(d, LOOK_THREADS);
         by_accesses<V>(r, [&](auto m) {
           norm<SK_NUMBER(m), V><<<(unsigned)up(n, r.block.y), r.block, 0, sk_cuda_stream(s)>>>(
               (T *)y, rstd, (T *)sum, (const T *)x, (const T *)res, (const T *)w, n, d, eps);
@@ -137,15 +172,15 @@ void sk_cuda_rmsnorm_grad(sk_stream *s, void *dx, float *dw, const void *dy, con
       [&](auto tag, auto v) {
         typedef SK_TYPE(tag) T;
         constexpr int V = SK_NUMBER(v);
-        row_shape r = shape_of_rows<V>(d);
-        cut k = cut_rows(n, d, r);
-        float *part = (float *)sk_cuda_scratch(s, (size_t)(k.count * d) * sizeof *part);
+        row_shape r = shape_of_rows<V>(d, SUM_THREADS);
+        int64_t parts = row_parts(n, 1, d, r);
+        float *part = (float *)sk_cuda_scratch(s, (size_t)(parts * d) * sizeof *part);
         by_accesses<V>(r, [&](auto m) {
-          norm_grad<SK_NUMBER(m), V><<<(unsigned)k.count, r.block, 0, sk_cuda_stream(s)>>>(
-              (T *)dx, part, (const T *)dy, (const T *)x, rstd, (const T *)w, n, d, k.size);
+          norm_grad<SK_NUMBER(m), V><<<(unsigned)parts, r.block, 0, sk_cuda_stream(s)>>>(
+              (T *)dx, part, (const T *)dy, (const T *)x, rstd, (const T *)w, n, d);
         });
         SK_CUDA(cudaGetLastError());
-        launch_add_parts(s, dw, part, k.count, d, 1);
+        launch_add_parts(s, dw, part, parts, d, 1);
       });
 }
 

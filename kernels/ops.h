@@ -154,6 +154,10 @@ typedef struct sk_ops {
   void (*gemm)(sk_stream *, bool ta, bool tb, int64_t m, int64_t n, int64_t k, double alpha,
                const void *A, int64_t lda, const void *B, int64_t ldb, double beta, void *C,
                int64_t ldc, sk_dtype ct);
+  /* For measurements alone: from now on gemm uses algorithm number `choice` of those that the device's
+   * library names for a product, where it names so many; -1, as at first: the device's own rule. Returns
+   * how many it names at most; 0: there is no choice. */
+  int (*gemm_choose)(sk_device *, int choice);
   /* y[n, cols] += scale * bias[cols];  dbias[cols] += scale * column sums of dy. */
   void (*bias)(sk_stream *, void *y, int64_t ldy, const void *bias, double scale, int64_t n,
                int64_t cols);

@@ -130,6 +130,10 @@ static void plan_gemm(sk_stream *s, bool ta, bool tb, int64_t m, int64_t n, int6
                       const void *A, int64_t lda, const void *B, int64_t ldb, double beta, void *C,
                       int64_t ldc, sk_dtype ct) {}
 
+static int plan_gemm_choose(sk_device *d, int choice) {
+  return 0;
+}
+
 static void plan_bias(sk_stream *s, void *y, int64_t ldy, const void *bias, double scale, int64_t n,
                       int64_t cols) {}
 
@@ -275,6 +279,7 @@ const sk_ops sk_plan_ops = {
     .total = plan_total,
     .cast = plan_cast,
     .gemm = plan_gemm,
+    .gemm_choose = plan_gemm_choose,
     .bias = plan_bias,
     .bias_grad = plan_bias_grad,
     .add_f32 = plan_add_f32,

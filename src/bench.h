@@ -41,6 +41,24 @@ void sk_bench_cudnn(const sk_bench *b, sk_device *dev, sk_stream *st, const sk_a
                     const struct sk_cudnn_args *a,
                     void (*report)(void *arg, const char *op, const char *pass, double s, size_t ws), void *arg);
 
+/* bench_gemm.c: a matrix product as in sk_ops.gemm. */
+typedef struct sk_bench_product {
+  bool ta, tb;
+  int64_t m, n, k;
+  const void *A;
+  int64_t lda;
+  const void *B;
+  int64_t ldb;
+  double beta;
+  void *C;
+  int64_t ldc;
+  sk_dtype ct;
+} sk_bench_product;
+
+/* Seconds of the product as training computes it; *best: of the fastest of the algorithms that the device's library
+ * names for it, in the same run, 0 where there is no choice. Not collective. */
+double sk_bench_gemm(const sk_bench *b, sk_device *dev, sk_stream *st, const sk_bench_product *p, double *best);
+
 /* Collective. The benches; ops and layer on one rank. */
 int sk_bench_ops(sk_bench *b, sk_err *e);
 int sk_bench_layer(sk_bench *b, sk_err *e);

@@ -7,6 +7,7 @@ libsaker_a_SOURCES += \
   src/bench.c src/bench.h \
   src/bench_attention.c \
   src/bench_comm.c \
+  src/bench_gemm.c \
   src/bench_io.c \
   src/bench_layer.c \
   src/bench_ops.c \

@@ -470,6 +470,9 @@ static void test_ops(void) {
     test_norm(1031, 512, shift);
     test_norm(66000, 16, shift);
     test_norm(9, 9000, shift);
+    test_norm(2300, 1024, shift); // more rows than a gradient's blocks take at once
+    test_norm(700, 3072, shift);
+    test_norm(300, 5120, shift);
     test_swiglu(1, 3, shift);
     test_swiglu(45, 67, shift);
     test_swiglu(300, 2048, shift);

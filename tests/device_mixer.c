@@ -438,6 +438,8 @@ void test_mixer(void) {
       d.n = 1, d.ds = 1, d.G = 1, test_gate(d, shared, 0, shift);
       d.n = 500, d.ds = 1536, d.G = 1, test_gate(d, shared, 16, shift);
       d.n = 3000, d.ds = 96, d.G = 2, test_gate(d, shared, 8, shift);
+      d.n = 700, d.ds = 3072, d.G = 1, test_gate(d, shared, 0, shift);
+      d.n = 300, d.ds = 8192, d.G = 2, test_gate(d, shared, 8, shift);
     }
     test_gate((sk_gate_dims){.n = 40, .ds = 64, .G = 2, .norm = true, .before = true}, true, 8,
               shift);
@@ -453,6 +455,10 @@ void test_mixer(void) {
   test_conv((sk_conv_dims){.b = 3, .T = 30, .K = 4, .width = {1, 1, 1}}, true, true, -9, 1, 0, 0);
   test_conv((sk_conv_dims){.b = 2, .T = 1500, .K = 4, .width = {1536, 128, 128}}, true, true, -9,
             300, 24, 0);
+  test_conv((sk_conv_dims){.b = 2, .T = 700, .K = 4, .width = {256, 64, 64}}, true, true, -9, 9, 8,
+            0);
+  test_conv((sk_conv_dims){.b = 2500, .T = 3, .K = 4, .width = {1536, 128, 128}}, true, true, -9, 3,
+            0, 0); // more sequences than parts of the gradient's sums
   test_conv((sk_conv_dims){.b = 1, .T = 3001, .K = 4, .width = {256, 64, 64}}, false, true, 0, 0, 0,
             0);
   test_attentions();
