@@ -174,7 +174,7 @@ typedef struct rival {
 
 static void report_rival(void *arg, const char *op, const char *pass, double s, size_t ws) {
   const rival *r = arg;
-  report(r->k, op, r->shape, pass, s, strcmp(pass, "fwd") == 0 ? r->flops : 2.5 * r->flops, 0);
+  report(r->k, op, r->shape, pass, s, strcmp(pass, "fwd") == 0 ? r->flops : 2.5 * r->flops, 0, 0);
   json_t *all = r->k->b->results, *o = json_array_get(all, json_array_size(all) - 1);
   if (o) json_object_set_new(o, "workspace_bytes", json_integer((json_int_t)ws));
 }
