@@ -76,11 +76,11 @@ struct row_ring {
   }
   static __device__ void fetch(row *to, const T *x) {
     unsigned there = (unsigned)__cvta_generic_to_shared(to);
-    if constexpr (sizeof(row) == 16)
+    // A single bf16 is a word in registers and here, but two bytes in memory, and copies have four or more.
+    if constexpr (row::bytes == 16)
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(there), "l"(x) : "memory");
-    else if constexpr (sizeof(row) >= 4)
-      asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(there), "l"(x),
-                   "n"(sizeof(row) < 4 ? 4 : sizeof(row))
+    else if constexpr (row::bytes >= 4)
+      asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(there), "l"(x), "n"(row::bytes)
                    : "memory");
     else
       to->load(x);
