@@ -1,6 +1,7 @@
 /* device.c: every op of the CUDA device against the CPU's, in fp32 and bf16, on odd and on large
  * shapes; what the device itself promises; small models trained on both. Without a GPU all of it is
- * skipped. */
+ * skipped. Arguments name ops to try, and then nothing else runs:
+ *   compute-sanitizer --tool racecheck tests/device.1 attention_grad ssd_grad */
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -500,9 +501,11 @@ int main(int argc, char **argv) {
     MPI_Finalize();
     return 0;
   }
+  g_wanted = argv + 1;
+  g_wanted_count = argc - 1;
   for (int act = SK_F32; act <= SK_BF16; act++) {
     device_open((sk_dtype)act);
-    if (act == SK_F32) {
+    if (act == SK_F32 && !g_wanted_count) {
       test_device();
       test_copies();
       bool good = true;
@@ -514,6 +517,6 @@ int main(int argc, char **argv) {
     test_loss((loss_dims){.n = 50, .nv = 65537, .ld = 65600}, 0);
   }
   device_close();
-  test_engine();
+  if (!g_wanted_count) test_engine();
   return tap_done();
 }

@@ -10,6 +10,8 @@ enum { GUARD = 1024 }; // bytes on either side of an array on the GPU
 const sk_ops *g_gpu;
 sk_device *g_cpu_dev, *g_gpu_dev;
 sk_stream *g_cpu_stream, *g_gpu_stream;
+char **g_wanted;
+int g_wanted_count;
 static uint64_t g_count;
 
 double draw(void) {
@@ -198,12 +200,24 @@ static bool surroundings(const array *a, int64_t shift) {
   return good;
 }
 
+/* Whether the op, the first word of the name, is one of those asked for. */
+static bool wanted(const char *name) {
+  size_t n = strcspn(name, " ");
+  for (int i = 0; i < g_wanted_count; i++)
+    if (strlen(g_wanted[i]) == n && memcmp(g_wanted[i], name, n) == 0) return true;
+  return g_wanted_count == 0;
+}
+
 void run_trial(trial *t, call_fn call, const void *dims, const char *fmt, ...) {
   char name[200], text[600] = "";
   va_list ap;
   va_start(ap, fmt);
   vsnprintf(name, sizeof name, fmt, ap);
   va_end(ap);
+  if (!wanted(name)) {
+    for (int i = 0; i < t->n; i++) sk_free(t->a[i].host);
+    return;
+  }
   char *before[ARRAYS];
   for (int i = 0; i < t->n; i++) {
     if (t->a[i].kind == ACT) round_act(t->a[i].host, elements(&t->a[i]));

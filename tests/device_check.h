@@ -37,6 +37,9 @@ typedef void (*call_fn)(const sk_ops *op, sk_stream *s, void **p, const void *di
 extern const sk_ops *g_gpu;
 extern sk_device *g_cpu_dev, *g_gpu_dev;
 extern sk_stream *g_cpu_stream, *g_gpu_stream;
+/* The ops whose trials run; a count of 0: all. */
+extern char **g_wanted;
+extern int g_wanted_count;
 
 double draw(void); /* N(0, 1) */
 /* Opens the GPU for act elements of this type; closes it when open. Fatal on failure. */
@@ -48,7 +51,7 @@ sk_dtype device_act(void);
 void *add_array(trial *t, const char *name, role r, kind k, int64_t rows, int64_t cols, int64_t ld);
 /* Rounds a float array of type act as the GPU will see it. */
 void round_act(float *x, int64_t n);
-/* Runs and checks; one line of TAP. Frees the arrays. */
+/* Runs and checks; one line of TAP, none where the op (fmt's first word) is not wanted. Frees the arrays. */
 void run_trial(trial *t, call_fn call, const void *dims, const char *fmt, ...) SK_PRINTF(4, 5);
 
 /* tests/device_mixer.c, device_engine.c */
