@@ -2,12 +2,11 @@
  * kernels/cuda_*.cu. Tiles and loops over them are built on top (cuda_ssd.h), so that nothing else
  * contains PTX.
  *
- * mma is m16n8k16 with bf16 operands and fp32 sums. With lane = 4 g + t a lane holds
- *   A: a0 (row g, k 2t, 2t + 1), a1 (row g + 8), a2 (row g, k 2t + 8, 2t + 9), a3 (row g + 8)
- *   B: b0 (k 2t, 2t + 1, column g), b1 (k 2t + 8, 2t + 9)
- *   C: c0, c1 (row g, columns 2t, 2t + 1), c2, c3 (row g + 8)
- * ldmatrix reads four 8 x 8 matrices; lanes 8 i .. 8 i + 7 give the addresses of the rows of matrix
- * i. A lane gets of each (row g, columns 2t, 2t + 1), or with `trans` (rows 2t, 2t + 1, column g).
+ * Operands and results of cuda_wgmma.h are those of mma.m16n8k16, by 16 columns of A and 8 of C.
+ * With lane = 4 g + t a lane holds A: a0 (row g, k 2t, 2t + 1), a1 (row g + 8), a2 (row g, k 2t +
+ * 8, 2t + 9), a3 (row g + 8) C: c0, c1 (row g, columns 2t, 2t + 1), c2, c3 (row g + 8) ldmatrix
+ * reads four 8 x 8 matrices; lanes 8 i .. 8 i + 7 give the addresses of the rows of matrix i. A
+ * lane gets of each (row g, columns 2t, 2t + 1), or with `trans` (rows 2t, 2t + 1, column g).
  */
 #ifndef SK_CUDA_MMA_H
 #define SK_CUDA_MMA_H
@@ -21,6 +20,15 @@ static __device__ inline uint32_t shared_address(const void *p) {
 // 16 bytes from global to shared memory, or 16 zero bytes; `from` must be a valid address anyway.
 static __device__ inline void cp_async16(void *to, const void *from, bool here) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(here ? 16 : 0)
+               : "memory");
+}
+
+static __device__ inline void cp_async16(uint32_t to, const void *from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+static __device__ inline void cp_async16(uint32_t to, const void *from, bool here) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
                "r"(here ? 16 : 0)
                : "memory");
 }
@@ -43,9 +51,9 @@ static __device__ inline int thread_here(void) {
   return x;
 }
 
-// A barrier of 64 threads; id 1 .. 15.
-static __device__ inline void pair_sync(int id) {
-  asm volatile("bar.sync %0, 64;" ::"r"(id) : "memory");
+// A barrier of a warpgroup's 128 threads.
+static __device__ inline void group_sync(int id) {
+  asm volatile("bar.sync %0, 128;" ::"r"(id) : "memory");
 }
 
 static __device__ inline void ldmatrix(uint32_t (&r)[4], uint32_t at) {
@@ -60,11 +68,17 @@ static __device__ inline void ldmatrix_trans(uint32_t (&r)[4], uint32_t at) {
                : "r"(at));
 }
 
-static __device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+// What ldmatrix and ldmatrix_trans would read, written.
+static __device__ inline void stmatrix(uint32_t at, const uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+
+static __device__ inline void stmatrix_trans(uint32_t at, const uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at),
+               "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
 }
 
 // 2^x to 2^-22; below 2^-126 it is 0, also for -infinity.

@@ -1,12 +1,9 @@
 /* cuda_ssd.cu: the SSD recurrence in chunks, forward (section 3.3; cuda_ssd.h has the plan).
  *
  *   prepare  dt and cs of every token and head
- *   walk     the state before every chunk, one block per 64 rows and 128 columns of a state
- *   output   y, one block per chunk and group, head after head:
- *              y_i = sum_{j <= i} (C_i . B_j) L_ij dt_j x_j + in_i S C_i + D x_i
- *
- * C B^T stays in registers for all heads, and a warp's rows of M = (C B^T) L dt go from one product
- * to the next without leaving them. */
+ *   walk     the state before every chunk or at the end, one block per 64 rows and 128 columns of a
+ *            state: for the backward, for pieces of a sequence, and for parts of it below
+ *   fused    y (cuda_ssd_fused.cu) */
 #include "kernels/cuda_ssd.h"
 #include "kernels/cuda_ssd_plain.h"
 
@@ -20,8 +17,9 @@ constexpr double NOTHING = -256;
 // A warp per (sequence, chunk, head), two tokens a lane. Sums in double, each then rounded once.
 __global__ void prepare(ssd_call c) {
   int i = (int)(blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32), lane = (int)threadIdx.x % 32;
-  if (i >= c.b * c.chunks * c.nh) return;
+  if (i >= c.b * c.tiles * c.nh) return;
   int h = i % c.nh;
+  c.chunks = c.tiles; // also those without tokens
   ssd_chunk a = chunk_at(c, i / c.nh, SSD_TOKENS);
   double A = -exp((double)to_float(((const bf16 *)c.A_log)[h])) * 1.4426950408889634, cs[2];
   float dt[2];
@@ -48,8 +46,8 @@ __global__ void prepare(ssd_call c) {
 template <int NW>
 struct walk_memory {
   struct {
-    bf16 u[SSD_TOKENS * SSD_ROWS], v[SSD_TOKENS * NW];
-    float2 steps[SSD_TOKENS];
+    bf16 u[SSD_TOKENS * SSD_ROWS], v[SSD_TOKENS * NW]; // v in panels
+    float2 steps[SSD_TOKENS], none[SSD_TOKENS];        // none: the rest of 1024 bytes
   } in[2];
   bf16 turn[SSD_ROWS * NW];
 };
@@ -89,10 +87,10 @@ __device__ inline void walk_load(const ssd_call &c, const ssd_walk &w, const wal
                                  walk_memory<NW> &m, int turn) {
   auto &in = m.in[turn];
   ssd_chunk t = chunk_at(c, a.seq * c.chunks + k, SSD_TOKENS);
-  load_tile<SSD_ROWS>(in.u, w.u + t.row * w.ldu + (int64_t)a.h * c.P + a.p0, w.ldu, t.n, a.p,
-                      w.wide_u);
-  load_tile<NW>(in.v, w.v + t.row * c.ld + (int64_t)(a.h / c.heads) * c.N + a.n0, c.ld, t.n, a.n,
-                c.wide_B);
+  load_panels<64, 64, SSD_THREADS>(in.u, w.u + t.row * w.ldu + (int64_t)a.h * c.P + a.p0, w.ldu,
+                                   t.n, a.p, w.wide_u);
+  load_panels<NW, 64, SSD_THREADS>(in.v, w.v + t.row * c.ld + (int64_t)(a.h / c.heads) * c.N + a.n0,
+                                   c.ld, t.n, a.n, c.wide_B);
   load_steps(in.steps, c.steps + steps_at(c, t, a.h));
   cp_async_commit();
 }
@@ -106,199 +104,68 @@ __device__ inline void walk_step(float (&S)[NW / 8][4], const walk_memory<NW> &m
   int warp = thread_here() / 32, t = thread_here() % 4;
   float end = in.steps[SSD_TOKENS - 1].x, keep = fast_exp2(end);
   uint32_t us = columns_address<SSD_ROWS>(in.u, 0);
-  const float both[2] = {keep, keep};
-  scale_rows(S, both);
+  uint64_t vs = wg_tile(shared_address(in.v), PANEL * 2);
+  uint32_t p[SSD_TOKENS / 16][4];
 #pragma unroll
-  for (int k = 0; k < SSD_TOKENS; k += 16) {
-    uint32_t p[4];
-    ldmatrix_trans(p, further<SSD_ROWS>(us, k, 2 * warp));
+  for (int k = 0; k < SSD_TOKENS / 16; k++) {
+    ldmatrix_trans(p[k], further<SSD_ROWS>(us, 16 * k, 2 * warp));
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      float4 two = *(const float4 *)(in.steps + k + 8 * half + 2 * t);
+      float4 two = *(const float4 *)(in.steps + 16 * k + 8 * half + 2 * t);
       float f0 = back ? fast_exp2(two.x) : two.y * fast_exp2(end - two.x);
       float f1 = back ? fast_exp2(two.z) : two.w * fast_exp2(end - two.z);
-      p[2 * half] = scaled(p[2 * half], f0, f1);
-      p[2 * half + 1] = scaled(p[2 * half + 1], f0, f1);
+      p[k][2 * half] = scaled(p[k][2 * half], f0, f1);
+      p[k][2 * half + 1] = scaled(p[k][2 * half + 1], f0, f1);
     }
-    add_py<NW>(S, p, in.v, k, 0);
   }
+  scale_rows(S, {keep, keep});
+  wg_begin();
+#pragma unroll
+  for (int k = 0; k < SSD_TOKENS / 16; k++) wg_mma_rows(S, p[k], vs + k * 16 * 128 / 16);
+  wg_commit();
+  wg_wait<0>();
+  wg_done(S);
 }
 
 template <int NW>
 __global__ void __launch_bounds__(SSD_THREADS, 3) walk(ssd_call c, ssd_walk one, ssd_walk other) {
-  extern __shared__ __align__(128) unsigned char ssd_shared[];
+  extern __shared__ __align__(1024) unsigned char ssd_shared[];
   walk_memory<NW> &m = *(walk_memory<NW> *)ssd_shared;
   ssd_walk w = blockIdx.y == 0 ? one : other;
   walk_part a = part_of_block<NW>(c);
   int64_t at = ((int64_t)a.seq * c.nh + a.h) * c.P * c.N;
+  int len = ssd_segment(c, w.segments), from = (int)blockIdx.z * len;
+  int chunks = min(len, c.chunks - from);
   float S[NW / 8][4];
   clear(S);
-  if (w.in) each_element<NW>(c, a, S, [&](int64_t i, float &s) { s = w.in[at + i]; });
-  walk_load(c, w, a, w.back ? c.chunks - 1 : 0, m, 0);
-  for (int i = 0; i < c.chunks; i++) {
-    int k = w.back ? c.chunks - 1 - i : i, next = w.back ? k - 1 : k + 1;
+  if (w.in && from == 0) each_element<NW>(c, a, S, [&](int64_t i, float &s) { s = w.in[at + i]; });
+  walk_load(c, w, a, w.back ? chunks - 1 : from, m, 0);
+  for (int i = 0; i < chunks; i++) {
+    int k = w.back ? chunks - 1 - i : from + i, next = w.back ? k - 1 : k + 1;
     cp_async_wait();
+    wg_publish();
     __syncthreads();
-    if (i + 1 < c.chunks) walk_load(c, w, a, next, m, (i + 1) % 2);
-    if (w.states) {
-      bf16 *to = w.states + state_at(c, a.seq, k, a.h) + (int64_t)a.p0 * c.stateN + a.n0;
+    if (i + 1 < chunks) walk_load(c, w, a, next, m, (i + 1) % 2);
+    if (w.states && (w.back ? k % w.per == w.per - 1 || i == 0 : k % w.per == 0)) {
+      int64_t slot = ((int64_t)a.seq * ((c.chunks + w.per - 1) / w.per) + k / w.per) * c.nh + a.h;
+      bf16 *to = w.states + slot * c.state + (int64_t)a.p0 * c.stateN + a.n0;
       store_rows<NW>(to, c.stateN, m.turn, S, thread_here() / 32 * 16, 0, a.p,
                      min(NW, c.stateN - a.n0), true);
     }
-    if (i + 1 < c.chunks || w.out) walk_step<NW>(S, m, i % 2, w.back);
+    if (i + 1 < chunks || w.out) walk_step<NW>(S, m, i % 2, w.back);
   }
-  if (w.out) each_element<NW>(c, a, S, [&](int64_t i, float &s) { w.out[at + i] = s; });
+  if (!w.out) return;
+  at += (int64_t)blockIdx.z * c.b * c.nh * c.P * c.N;
+  each_element<NW>(c, a, S, [&](int64_t i, float &s) { w.out[at + i] = s; });
 }
 
 template <int NW>
 void launch_walk(sk_stream *s, const ssd_call &c, const ssd_walk &one, const ssd_walk *other) {
   size_t bytes = sizeof(walk_memory<NW>);
   int64_t blocks = (int64_t)c.b * c.nh * c.slices * up(c.N, NW);
-  dim3 grid((unsigned)blocks, other ? 2 : 1);
+  dim3 grid((unsigned)blocks, other ? 2 : 1, (unsigned)one.walked);
   ssd_memory(walk<NW>, bytes);
   walk<NW><<<grid, SSD_THREADS, bytes, sk_cuda_stream(s)>>>(c, one, other ? *other : one);
-  SK_CUDA(cudaGetLastError());
-}
-
-// ---- output ----
-
-template <int NN>
-struct output_memory {
-  enum { STAGES = NN <= 128 ? 2 : 1, BLOCKS = NN <= 128 ? 3 : 2 }; // BLOCKS: of a multiprocessor
-  bf16 C[SSD_TOKENS * NN];
-  struct {
-    bf16 S[SSD_ROWS * NN], x[SSD_TOKENS * SSD_ROWS];
-    float2 steps[SSD_TOKENS];
-  } in[STAGES];
-  bf16 turn[SSD_TOKENS * SSD_ROWS];
-};
-
-struct output_call {
-  const bf16 *states;
-  bf16 *y;
-  int per; // heads of a block
-};
-
-template <int NN>
-__device__ inline void output_load(const ssd_call &c, const output_call &o, const ssd_chunk &a,
-                                   int h, int slice, output_memory<NN> &m, int turn) {
-  auto &in = m.in[turn];
-  int p0 = slice * SSD_ROWS, p = min(SSD_ROWS, c.P - p0);
-  const bf16 *S = o.states + state_at(c, a.seq, a.k, h) + (int64_t)p0 * c.stateN;
-  load_tile<NN>(in.S, S, c.stateN, p, c.stateN, true);
-  load_tile<SSD_ROWS>(in.x, (const bf16 *)c.x + a.row * c.ld + (int64_t)h * c.P + p0, c.ld, a.n, p,
-                      c.wide_x);
-  load_steps(in.steps, c.steps + steps_at(c, a, h));
-  cp_async_commit();
-}
-
-// The warp's rows of M as operands; columns of warps to the right are later tokens and stay out.
-__device__ inline void scores(uint32_t (&M)[4][4], const float (&R)[8][4], const float2 *steps) {
-  int warp = thread_here() / 32, g = thread_here() % 32 / 4, t = thread_here() % 4;
-  const int row[2] = {16 * warp + g, 16 * warp + g + 8};
-  const float cs[2] = {steps[row[0]].x, steps[row[1]].x};
-#pragma unroll
-  for (int k = 0; k < 4; k++) {
-    if (k > warp) break;
-    float part[2][4];
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      int col = 16 * k + 8 * half + 2 * t;
-      float4 two = *(const float4 *)(steps + col);
-#pragma unroll
-      for (int e = 0; e < 4; e++) {
-        float L = fade(col + e % 2 <= row[e / 2], cs[e / 2], e % 2 ? two.z : two.x);
-        part[half][e] = R[2 * k + half][e] * (L * (e % 2 ? two.w : two.y));
-      }
-    }
-    as_operand(M[k], part[0], part[1]);
-  }
-}
-
-// y of the warp's rows for one slice of a head.
-template <int NN>
-__device__ inline void output_slice(float (&y)[8][4], const output_memory<NN> &m, int turn,
-                                    const uint32_t (&M)[4][4], float D) {
-  const auto &in = m.in[turn];
-  int warp = thread_here() / 32, row = 16 * warp + thread_here() % 32 / 4;
-  const float left[2] = {fast_exp2(in.steps[row].x), fast_exp2(in.steps[row + 8].x)};
-  clear(y);
-  add_xyt<NN>(y, m.C, 16 * warp, in.S, 0);
-  scale_rows(y, left);
-#pragma unroll
-  for (int k = 0; k < 4; k++) {
-    if (k > warp) break;
-    add_py<SSD_ROWS>(y, M[k], in.x, 16 * k, 0);
-  }
-#pragma unroll
-  for (int i = 0; i < 8; i++)
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      uint32_t x = tile_pair<SSD_ROWS>(in.x, row + 8 * half, i);
-      y[i][2 * half] += D * low(x);
-      y[i][2 * half + 1] += D * high(x);
-    }
-}
-
-template <int NN>
-__global__ void __launch_bounds__(SSD_THREADS, output_memory<NN>::BLOCKS)
-    output(ssd_call c, output_call o) {
-  extern __shared__ __align__(128) unsigned char ssd_shared[];
-  output_memory<NN> &m = *(output_memory<NN> *)ssd_shared;
-  constexpr int STAGES = output_memory<NN>::STAGES;
-  int group = (int)blockIdx.x % c.G, warp = thread_here() / 32;
-  ssd_chunk a = chunk_at(c, (int)blockIdx.x / c.G, SSD_TOKENS);
-  int h0 = group * c.heads + (int)blockIdx.y * o.per,
-      items = min(o.per, (group + 1) * c.heads - h0) * c.slices;
-  int64_t at = a.row * c.ld + (int64_t)group * c.N;
-  load_tile<NN>(m.C, (const bf16 *)c.C + at, c.ld, a.n, c.N, c.wide_B);
-  load_tile<NN>(m.in[0].S, (const bf16 *)c.B + at, c.ld, a.n, c.N, c.wide_B); // B, for C B^T alone
-  cp_async_commit();
-  cp_async_wait();
-  __syncthreads();
-  float R[8][4], y[8][4];
-  uint32_t M[4][4] = {};
-  clear(R);
-  add_xyt<NN>(R, m.C, 16 * warp, m.in[0].S, 0);
-  __syncthreads();
-  output_load(c, o, a, h0, 0, m, 0);
-  for (int i = 0; i < items; i++) {
-    int h = h0 + i / c.slices, slice = i % c.slices, turn = i % STAGES, p0 = slice * SSD_ROWS;
-    cp_async_wait();
-    __syncthreads();
-    if (STAGES == 2 && i + 1 < items)
-      output_load(c, o, a, h0 + (i + 1) / c.slices, (i + 1) % c.slices, m, (i + 1) % STAGES);
-    if (slice == 0) scores(M, R, m.in[turn].steps);
-    output_slice(y, m, turn, M, to_float(((const bf16 *)c.D)[h]));
-    store_rows<SSD_ROWS>(o.y + a.row * c.ldy + (int64_t)h * c.P + p0, c.ldy, m.turn, y, 16 * warp,
-                         0, a.n, min(SSD_ROWS, c.P - p0), c.wide_y);
-    if (STAGES == 1) {
-      __syncthreads();
-      if (i + 1 < items) output_load(c, o, a, h0 + (i + 1) / c.slices, (i + 1) % c.slices, m, 0);
-    }
-  }
-}
-
-// Heads of a block: those of a group are shared out so that the last wave of blocks is nearly full.
-// A block costs about two heads more for C B^T. y does not depend on it.
-int heads_of_block(const ssd_call &c, int64_t tasks, int64_t at_once) {
-  int best = c.heads;
-  int64_t least_cost = INT64_MAX;
-  for (int per = c.heads; per > 0; per--) {
-    int64_t cost = up(tasks * up(c.heads, per), at_once) * (per * c.slices + 2);
-    if (cost < least_cost) best = per, least_cost = cost;
-  }
-  return best;
-}
-
-template <int NN>
-void launch_output(sk_stream *s, const ssd_call &c, output_call o) {
-  size_t bytes = sizeof(output_memory<NN>);
-  int64_t tasks = (int64_t)c.b * c.chunks * c.G;
-  o.per = heads_of_block(c, tasks, (int64_t)sk_cuda_sms(s) * output_memory<NN>::BLOCKS);
-  dim3 grid((unsigned)tasks, (unsigned)up(c.heads, o.per));
-  ssd_memory(output<NN>, bytes);
-  output<NN><<<grid, SSD_THREADS, bytes, sk_cuda_stream(s)>>>(c, o);
   SK_CUDA(cudaGetLastError());
 }
 
@@ -328,7 +195,7 @@ void launch_total_decay(sk_stream *s, const ssd_call &c, float *keep) {
 // ---- for the backward too ----
 
 void sk_cuda_ssd_steps(sk_stream *s, const ssd_call *c) {
-  int64_t warps = (int64_t)c->b * c->chunks * c->nh;
+  int64_t warps = (int64_t)c->b * c->tiles * c->nh;
   prepare<<<(unsigned)up(warps, THREADS / 32), THREADS, 0, sk_cuda_stream(s)>>>(*c);
   SK_CUDA(cudaGetLastError());
 }
@@ -336,7 +203,8 @@ void sk_cuda_ssd_steps(sk_stream *s, const ssd_call *c) {
 void sk_cuda_ssd_walk(sk_stream *s, const ssd_call *c, const ssd_walk *first,
                       const ssd_walk *second) {
   // Narrow parts read u more often; they are for few sequences and heads.
-  int64_t wide = (int64_t)c->b * c->nh * c->slices * up(c->N, 128) * (second ? 2 : 1);
+  int64_t wide = (int64_t)c->b * c->nh * c->slices * up(c->N, 128) * first->walked;
+  if (second) wide *= 2;
   if (c->N <= 64 || wide < 2 * sk_cuda_sms(s))
     launch_walk<64>(s, *c, *first, second);
   else
@@ -349,21 +217,15 @@ namespace {
 
 struct forward_ws {
   float2 *steps;
-  bf16 *states;
+  float *states;
 };
 
 size_t cut_forward(ssd_call *c, void *ws, forward_ws *w) {
   ssd_cutter cut = {(char *)ws, 0};
-  c->state = (int64_t)c->P * c->stateN;
   cut.take(&w->steps, (int64_t)c->b * c->nh * c->chunks * SSD_TOKENS);
-  cut.take(&w->states, (int64_t)c->b * c->chunks * c->nh * c->state);
+  cut.take(&w->states, sk_cuda_ssd_fused_ws(c));
   c->steps = w->steps;
   return cut.used;
-}
-
-ssd_walk forward_walk(const ssd_call &c, const float *S0, bf16 *states, float *Sf) {
-  ssd_walk w = {(const bf16 *)c.x, (const bf16 *)c.B, c.ld, c.wide_x, false, S0, states, Sf};
-  return w;
 }
 
 } // namespace
@@ -392,16 +254,8 @@ extern "C" void sk_cuda_ssd(sk_stream *s, const sk_ssd_dims *d, void *y, float *
   cut_forward(&c, ws, &f);
   c.wide_x = ssd_wide({x}, d->ld, c.P), c.wide_B = ssd_wide({B, C}, d->ld, c.N);
   c.wide_y = ssd_wide({y}, d->ldy, c.P);
-  ssd_walk w = forward_walk(c, S0, f.states, Sf);
-  output_call o = {f.states, (bf16 *)y, 0};
   sk_cuda_ssd_steps(s, &c);
-  sk_cuda_ssd_walk(s, &c, &w, NULL);
-  if (c.N <= 64)
-    launch_output<64>(s, c, o);
-  else if (c.N <= 128)
-    launch_output<128>(s, c, o);
-  else
-    launch_output<256>(s, c, o);
+  sk_cuda_ssd_fused(s, &c, (bf16 *)y, Sf, S0, f.states);
 }
 
 extern "C" void sk_cuda_ssd_state(sk_stream *s, const sk_ssd_dims *d, float *Sf, float *keep,
@@ -423,7 +277,7 @@ extern "C" void sk_cuda_ssd_state(sk_stream *s, const sk_ssd_dims *d, float *Sf,
   forward_ws f;
   cut_forward(&c, ws, &f);
   c.wide_x = ssd_wide({x}, d->ld, c.P), c.wide_B = ssd_wide({B}, d->ld, c.N);
-  ssd_walk w = forward_walk(c, NULL, NULL, Sf);
+  ssd_walk w = {(const bf16 *)x, (const bf16 *)B, c.ld, c.wide_x, false, 1, 1, 1, NULL, NULL, Sf};
   sk_cuda_ssd_steps(s, &c);
   sk_cuda_ssd_walk(s, &c, &w, NULL);
 }

@@ -11,19 +11,22 @@
  * gets -256 instead: 2^x of any sum that contains it is exactly 0, and with it all that would pass
  * from one document to the next.
  *
- * Tiles in shared memory have 64 rows of W bf16 (64, 128 or 256, the rest is zero) and are aligned
- * to 128 bytes. A row's 16-byte chunk c lies at chunk c ^ (row & 7), so that the eight rows of an
- * ldmatrix never share a bank. Results in registers belong to warps by 16 rows. */
+ * Products are those of warpgroups (cuda_wgmma.h): tiles in shared memory have 64 rows of 64, 128
+ * or 256 bf16 (the rest is zero) in panels of 64 columns, where a row's 16-byte chunk c lies at
+ * chunk c ^ (row & 7), so that the eight rows of an ldmatrix never share a bank. Results in
+ * registers belong to warps by 16 rows of their warpgroup's 64. */
 #ifndef SK_CUDA_SSD_H
 #define SK_CUDA_SSD_H
 #include <limits.h>
 #include <math.h>
 #include "kernels/cuda_kernel.h"
 #include "kernels/cuda_mma.h"
+#include "kernels/cuda_wgmma.h"
 
 enum {
   SSD_TOKENS = 64, // of a chunk
-  SSD_ROWS = 64,   // of a head's P that a block handles at once: a slice
+  SSD_ROWS = 64,   // of a head's P that are handled at once: a slice
+  PANEL = 64 * 64, // elements
   SSD_THREADS = 128,
   SSD_P = 128, // what the fast path takes
   SSD_N = 256,
@@ -34,6 +37,7 @@ enum {
 
 struct ssd_call {
   int b, T, chunks, nh, G, heads, P, N; // heads of a group
+  int tiles;                            // of 64 tokens that `steps` has room for: chunks or more
   int slices, stateN;          // slices of a head; N rounded up to 8, a state's row in memory
   int ld, ldy;                 // below 2^24: offsets within a tile fit in int
   int64_t state;               // elements of a state in memory
@@ -41,7 +45,7 @@ struct ssd_call {
   const void *x, *B, *C, *dy, *A_log, *D;
   const float *dt;
   const int32_t *start;
-  float2 *steps; // fast: [b][nh][chunks * 64] cs and dt; 0 steps where there are no more tokens
+  float2 *steps; // fast: [b][nh][tiles * 64] cs and dt; 0 steps where there are no more tokens
 };
 
 static inline bool ssd_fast(sk_dtype act, const sk_ssd_dims *d) {
@@ -56,7 +60,7 @@ static inline ssd_call ssd_describe(const sk_ssd_dims *d, int tokens) {
            "ssd: too many tokens");
   c.b = (int)d->b, c.T = (int)d->T, c.nh = (int)d->nh, c.G = (int)d->G, c.P = (int)d->P,
   c.N = (int)d->N;
-  c.chunks = (int)up(d->T, tokens), c.heads = c.nh / c.G;
+  c.chunks = c.tiles = (int)up(d->T, tokens), c.heads = c.nh / c.G;
   c.slices = (int)up(c.P, SSD_ROWS), c.stateN = (int)up(c.N, 8) * 8;
   c.ld = (int)d->ld, c.ldy = (int)d->ldy;
   return c;
@@ -97,31 +101,43 @@ static __device__ inline ssd_chunk chunk_at(const ssd_call &c, int task, int tok
   return a;
 }
 
-// Fast path: the steps of a chunk, and a state between chunks.
+// Fast path: the steps of a chunk.
 static __device__ inline int64_t steps_at(const ssd_call &c, const ssd_chunk &a, int h) {
-  return (((int64_t)a.seq * c.nh + h) * c.chunks + a.k) * SSD_TOKENS;
-}
-static __device__ inline int64_t state_at(const ssd_call &c, int seq, int k, int h) {
-  return (((int64_t)seq * c.chunks + k) * c.nh + h) * c.state;
+  return (((int64_t)a.seq * c.nh + h) * c.tiles + a.k) * SSD_TOKENS;
 }
 
 // ---- steps that cuda_ssd.cu shares with the backward ----
 
 // A walk over the chunks of a sequence that carries a state along: S from the first to the last, or
-// its gradient Z from the last to the first (3.3, 3.4). states[k]: S before chunk k, Z after it.
+// its gradient Z from the last to the first (3.3, 3.4). states[k]: S before, or Z after, `per`
+// chunks from per * k on.
 struct ssd_walk {
   const bf16 *u, *v; // x and B; dy and C
   int ldu;
   bool wide_u, back;
+  int per; // chunks from one of `states` to the next
+  // A sequence in so many parts, of which the first few are walked, each from a zero state but the
+  // first; for forward walks without `states`.
+  int segments, walked;
   const float *in; // state at its begin [b,nh,P,N]; NULL: zero
   bf16 *states;    // NULL: not wanted
-  float *out;      // state at its end; NULL: not wanted
+  float *out;      // state at its end, [walked][b,nh,P,N]; NULL: not wanted
 };
 
 // Fills c->steps; walks one or two ways at once (`second` may be NULL).
 void sk_cuda_ssd_steps(sk_stream *s, const ssd_call *c);
 void sk_cuda_ssd_walk(sk_stream *s, const ssd_call *c, const ssd_walk *first,
                       const ssd_walk *second);
+
+// The forward (cuda_ssd_fused.cu) after sk_cuda_ssd_steps. ws: sk_cuda_ssd_fused_ws(c) floats.
+void sk_cuda_ssd_fused(sk_stream *s, const ssd_call *c, bf16 *y, float *Sf, const float *S0,
+                       float *ws);
+int64_t sk_cuda_ssd_fused_ws(const ssd_call *c);
+
+// Chunks of each of `segments` parts of a sequence.
+static __host__ __device__ inline int ssd_segment(const ssd_call &c, int segments) {
+  return (c.chunks + segments - 1) / segments;
+}
 
 // ---- tiles ----
 
@@ -130,24 +146,35 @@ static __device__ inline int tile_at(int row, int chunk) {
   return row * W + ((chunk ^ (row & 7)) << 3);
 }
 
-// The block starts to load n rows of `cols` elements, ld apart; the rest of the tile becomes zero.
-template <int W, int THREADS = SSD_THREADS>
-static __device__ inline void load_tile(bf16 *tile, const bf16 *from, int ld, int n, int cols,
-                                        bool wide) {
+// The block starts to load ROWS rows of W columns, ld apart, of which n rows and `cols` columns are
+// there; the rest of the tiles becomes zero.
+template <int W, int ROWS, int THREADS>
+static __device__ inline void load_panels(bf16 *to, const bf16 *from, int ld, int n, int cols,
+                                          bool wide) {
   if (wide) {
+    // A thread's rows differ by a multiple of 8, so that only constants separate their places.
     constexpr int PER = W / 8, STEP = THREADS / PER;
+    static_assert(STEP % 8 == 0 && 64 % STEP == 0, "rows of a thread");
     int row = thread_here() / PER, chunk = thread_here() % PER;
+    uint32_t at =
+        shared_address(to) + (uint32_t)(chunk / 8 * PANEL + tile_at<64>(row, chunk % 8)) * 2;
+    const bf16 *p = from + row * ld + chunk * 8;
+    bool full = n >= ROWS && cols >= W;
     if (chunk * 8 >= cols) n = 0;
-#pragma unroll 2
-    for (; row < SSD_ROWS; row += STEP)
-      cp_async16(tile + tile_at<W>(row, chunk), from + (row < n ? row * ld + chunk * 8 : 0),
-                 row < n);
+#pragma unroll
+    for (int i = 0; i < ROWS; i += STEP, p += STEP * ld) {
+      uint32_t there = at + (uint32_t)(i / 64 * 64 * W + i % 64 * 64) * 2;
+      if (full)
+        cp_async16(there, p);
+      else
+        cp_async16(there, row + i < n ? p : from, row + i < n);
+    }
     return;
   }
 #pragma unroll 1
-  for (int at = thread_here(); at < SSD_ROWS * W; at += THREADS) {
+  for (int at = thread_here(); at < ROWS * W; at += THREADS) {
     int row = at / W, col = at % W;
-    tile[tile_at<W>(row, col / 8) + col % 8] =
+    to[row / 64 * (64 * W) + col / 64 * PANEL + tile_at<64>(row % 64, col / 8 % 8) + col % 8] =
         row < n && col < cols ? from[row * ld + col] : __float2bfloat16_rn(0.0f);
   }
 }
@@ -176,10 +203,12 @@ static __device__ inline uint32_t further(uint32_t address, int row, int chunk) 
   return (address ^ (uint32_t)(chunk % 8 * 16)) + (uint32_t)(row * W * 2 + chunk / 8 * 128);
 }
 
-// Two elements as a product's result has them: row, columns 8 n + 2 t, 2 t + 1.
-template <int W>
-static __device__ inline uint32_t tile_pair(const bf16 *tile, int row, int n) {
-  return *(const uint32_t *)(tile + tile_at<W>(row, n) + thread_here() % 4 * 2);
+// Two neighbours of a result in columns, 8 x 8 each, as the left operand of the next product: the
+// layouts agree.
+static __device__ inline void as_operand(uint32_t (&p)[4], const float (&c0)[4],
+                                         const float (&c1)[4]) {
+  p[0] = pack2(c0[0], c0[1]), p[1] = pack2(c0[2], c0[3]);
+  p[2] = pack2(c1[0], c1[1]), p[3] = pack2(c1[2], c1[3]);
 }
 
 // Writes a warp's rows m0 .. m0 + 15 of a result, of which n are there, and those of its columns
@@ -190,30 +219,44 @@ static __device__ inline void store_rows(bf16 *to, int ld, bf16 *tile, const flo
                                          int m0, int chunk0, int n, int cols, bool wide) {
   int lane = thread_here() % 32;
   __syncwarp();
+  uint32_t at = rows_address<W>(tile, m0);
 #pragma unroll
-  for (int i = 0; i < NB; i++)
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      int at = tile_at<W>(m0 + 8 * half + lane / 4, chunk0 + i) + lane % 4 * 2;
-      *(uint32_t *)(tile + at) = pack2(c[i][2 * half], c[i][2 * half + 1]);
-    }
+  for (int i = 0; i < NB; i += 2) {
+    uint32_t p[4];
+    as_operand(p, c[i], c[i + 1]);
+    stmatrix(further<W>(at, 0, chunk0 + i), p);
+  }
   __syncwarp();
+  static_assert(NB <= 32 && NB % 8 == 0, "chunks of a row");
+  if (wide) {
+#pragma unroll
+    for (int i = 0; i < NB / 2; i++) {
+      int row = m0 + (32 * i + lane) / NB, chunk = chunk0 + (32 * i + lane) % NB;
+      if (row < n && chunk * 8 < cols)
+        *(uint4 *)(to + row * ld + chunk * 8) = *(const uint4 *)(tile + tile_at<W>(row, chunk));
+    }
+  } else {
 #pragma unroll 1
-  for (int i = lane; i < 16 * NB; i += 32) {
-    int row = m0 + i / NB, chunk = chunk0 + i % NB;
-    if (row >= n || chunk * 8 >= cols) continue;
-    const bf16 *from = tile + tile_at<W>(row, chunk);
-    bf16 *there = to + row * ld + chunk * 8;
-    if (wide) {
-      *(uint4 *)there = *(const uint4 *)from;
-    } else {
-      for (int e = 0; e < min(8, cols - chunk * 8); e++) there[e] = from[e];
+    for (int i = lane; i < 16 * NB * 8; i += 32) {
+      int row = m0 + i / (NB * 8), col = 8 * chunk0 + i % (NB * 8);
+      if (row < n && col < cols) to[row * ld + col] = tile[tile_at<W>(row, col / 8) + col % 8];
     }
   }
   __syncwarp();
 }
 
-// ---- products of a warp ----
+// ---- results in registers ----
+
+// Of a warpgroup's products, 64 x NN: 128 columns or fewer each.
+template <int NN>
+struct sums_of {
+  enum { H = NN <= 128 ? 1 : NN / 128, NB = NN <= 128 ? NN / 8 : 16 };
+  float c[H][NB][4];
+};
+
+static __device__ inline int warp_here() { // of the warpgroup
+  return thread_here() / 32 % 4;
+}
 
 template <int NB>
 static __device__ inline void clear(float (&c)[NB][4]) {
@@ -230,47 +273,6 @@ static __device__ inline void scale_rows(float (&c)[NB][4], const float (&f)[2])
   for (int n = 0; n < NB; n++)
 #pragma unroll
     for (int e = 0; e < 4; e++) c[n][e] *= f[e / 2];
-}
-
-// c += x y^T: the warp's rows of tile x, rows n0 .. n0 + 8 NB - 1 of tile y, summed over their W
-// columns.
-template <int W, int NB>
-static __device__ inline void add_xyt(float (&c)[NB][4], const bf16 *x, int m0, const bf16 *y,
-                                      int n0) {
-  uint32_t xs = rows_address<W>(x, m0), ys = columns_address<W>(y, n0);
-#pragma unroll 4
-  for (int k = 0; k < W / 16; k++) {
-    uint32_t a[4], b[4];
-    ldmatrix(a, further<W>(xs, 0, 2 * k));
-#pragma unroll
-    for (int n = 0; n < NB; n += 2) {
-      ldmatrix(b, further<W>(ys, 8 * n, 2 * k));
-      mma(c[n], a, b[0], b[1]);
-      mma(c[n + 1], a, b[2], b[3]);
-    }
-  }
-}
-
-// c += p y: p from registers, 16 columns; y: rows k0 .. k0 + 15 of a tile, 8 NB columns from 8
-// chunk0 on, where chunk0 is a multiple of NB or of 8.
-template <int W, int NB>
-static __device__ inline void add_py(float (&c)[NB][4], const uint32_t (&p)[4], const bf16 *y,
-                                     int k0, int chunk0) {
-  uint32_t ys = further<W>(rows_address<W>(y, k0), 0, chunk0), b[4];
-#pragma unroll
-  for (int n = 0; n < NB; n += 2) {
-    ldmatrix_trans(b, further<W>(ys, 0, n));
-    mma(c[n], p, b[0], b[1]);
-    mma(c[n + 1], p, b[2], b[3]);
-  }
-}
-
-// Two neighbours of a result in columns, 8 x 8 each, as the left operand of the next product: the
-// layouts agree.
-static __device__ inline void as_operand(uint32_t (&p)[4], const float (&c0)[4],
-                                         const float (&c1)[4]) {
-  p[0] = pack2(c0[0], c0[1]), p[1] = pack2(c0[2], c0[3]);
-  p[2] = pack2(c1[0], c1[1]), p[3] = pack2(c1[2], c1[3]);
 }
 
 static __device__ inline uint32_t scaled(uint32_t pair, float f0, float f1) {

@@ -43,8 +43,14 @@ libsaker_a_SOURCES += \
   kernels/cuda_share.c \
   kernels/cuda_ssd.cu \
   kernels/cuda_ssd.h \
+  kernels/cuda_ssd_chunk.cu \
+  kernels/cuda_ssd_chunk.h \
+  kernels/cuda_ssd_fused.cu \
   kernels/cuda_ssd_grad.cu \
   kernels/cuda_ssd_plain.h \
+  kernels/cuda_ssd_read.h \
+  kernels/cuda_ssd_side.h \
+  kernels/cuda_ssd_write.h \
   kernels/cuda_wgmma.h
 else
 libsaker_a_SOURCES += kernels/cuda_none.c
