@@ -13,8 +13,8 @@
 
 typedef struct options {
   const char *what, *deck, *json, *folder;
-  char **set;
-  int n_set;
+  char **set, **names;
+  int n_set, n_names;
   int64_t repeat, warmup;
   bool no_overlap;
 } options;
@@ -59,7 +59,8 @@ static int parse(int argc, char **argv, options *o, sk_err *e) {
                 code == ':' ? "needs a value" : "is unknown");
     }
   }
-  if (!e->code && optind < argc) sk_fail(e, SK_USAGE, "saker bench: unexpected '%s'", argv[optind]);
+  if (strcmp(o->what, "ops") == 0) o->names = argv + optind, o->n_names = argc - optind;
+  else if (!e->code && optind < argc) sk_fail(e, SK_USAGE, "saker bench: unexpected '%s'", argv[optind]);
   bool model = strcmp(o->what, "comm") != 0;
   if (!e->code && model && !o->deck) usage(e, "no deck: give -i DECK (for example input/bench.yaml)");
   return e->code;
@@ -178,6 +179,7 @@ int sk_bench_run(MPI_Comm comm, int argc, char **argv, sk_err *e) {
       (!o.deck || sk_config_read(comm, o.deck, o.n_set, o.set, &cfg, e) == SK_OK)) {
     name = model_name(&o);
     b.model = name, b.cfg = o.deck ? &cfg : NULL, b.repeat = o.repeat, b.warmup = o.warmup, b.no_overlap = o.no_overlap;
+    b.names = o.names, b.n_names = o.n_names;
     b.results = b.rank == 0 ? json_array() : NULL;
     if (run_bench(&b, &o, e) == SK_OK && o.json) write_json(&b, o.json, e);
     json_decref(b.results);

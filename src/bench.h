@@ -16,6 +16,8 @@ typedef struct sk_bench {
   const char *command;      /* how to run this again */
   int64_t repeat, warmup;
   bool no_overlap;          /* step: every exchange is waited for at once */
+  char **names;             /* ops: those asked for */
+  int n_names;
   const sk_ops *op;
   const sk_comm_ops *comms;
   json_t *results;          /* array, on rank 0 */

@@ -74,12 +74,15 @@ typedef struct call {
   sk_gate_dims gt;
 } call;
 
-/* flops > 0: compute bound, against the GEMM; else bytes against the copy. best: of the device's algorithms, in
- * seconds, where there was a choice. */
+/* flops > 0: against the GEMM; else bytes against the copy; with both also beside the floor, the larger of the times
+ * that the two ceilings allow. best: of the device's algorithms, in seconds, where there was a choice. */
 static void report(bench *k, const char *op, const char *shape, const char *pass, double s, double flops,
                    double bytes, double best) {
   double rate = flops > 0 ? flops / s : bytes / s, pct = 100 * rate / (flops > 0 ? k->flops : k->copy);
-  char *other = best > 0 ? sk_strf(", %.1f %% of the best algorithm", 100 * best / s) : sk_strdup("");
+  double floor = flops > 0 && bytes > 0 ? fmax(flops / k->flops, bytes / k->copy) : 0;
+  char *other = best > 0    ? sk_strf(", %.1f %% of the best algorithm", 100 * best / s)
+                : floor > 0 ? sk_strf(", floor %.3f ms", 1e3 * floor)
+                            : sk_strdup("");
   sk_say("  %-14s %-34s %-4s %10.3f ms %9.3f %s %6.1f %%%s%s", op, shape, pass, 1e3 * s, 1e-12 * rate,
          flops > 0 ? "TFLOP/s" : "TB/s   ", pct, flops > 0 ? "" : " of copy", other);
   sk_free(other);
@@ -91,6 +94,7 @@ static void report(bench *k, const char *op, const char *shape, const char *pass
   json_object_set_new(o, "ms", json_real(1e3 * s));
   json_object_set_new(o, flops > 0 ? "tflops" : "tbps", json_real(1e-12 * rate));
   json_object_set_new(o, "pct_ceiling", json_real(pct));
+  if (floor > 0) json_object_set_new(o, "floor_ms", json_real(1e3 * floor));
   if (best > 0) json_object_set_new(o, "pct_best_algorithm", json_real(100 * best / s));
   if (!k->b->results) json_decref(o);
 }
@@ -192,8 +196,9 @@ static void attention(bench *k) {
   snprintf(shape, sizeof shape, "B%lld L%lld H%lld/%lld x %lld", (long long)k->b_seq, (long long)k->T, (long long)H,
            (long long)KV, (long long)hd);
   double flops = 2.0 * (double)(H * hd) * (double)(k->T + 1) * (double)k->n;
-  measure(&c, run_attention, "attention", shape, false, flops, 0);
-  measure(&c, run_attention, "attention", shape, true, 2.5 * flops, 0);
+  double in = (double)(k->n * ld) * (double)k->e, out = (double)(k->n * H * hd) * (double)k->e;
+  measure(&c, run_attention, "attention", shape, false, flops, in + out);
+  measure(&c, run_attention, "attention", shape, true, 2.5 * flops, 2 * in + 2 * out);
   char *x = p[0], *dx = p[5];
   size_t to_k = (size_t)(H * hd) * k->e, to_v = (size_t)((H + KV) * hd) * k->e;
   const sk_cudnn_args a = {.o = p[1], .lse = p[2], .q = x, .k = x + to_k, .v = x + to_v, .dout = p[4], .dq = dx,
@@ -235,8 +240,9 @@ static void ssd(bench *k) {
            (long long)P, (long long)N);
   double Q = (double)m->mamba_chunk_size;
   double flops = (Q * (double)(N * G) + (double)nh * (Q * (double)P + 4.0 * (double)(P * N))) * (double)k->n;
-  measure(&c, run_ssd, "ssd", shape, false, flops, 0);
-  measure(&c, run_ssd, "ssd", shape, true, 2 * flops, 0);
+  double in = (double)(k->n * cd) * (double)k->e, out = (double)(k->n * ds) * (double)k->e, dt = 4.0 * (double)(k->n * nh);
+  measure(&c, run_ssd, "ssd", shape, false, flops, in + out + dt);
+  measure(&c, run_ssd, "ssd", shape, true, 2 * flops, 2 * in + out + 2 * dt);
   sk_arena_release(&k->mem, mark);
 }
 
@@ -377,10 +383,9 @@ static void adamw(bench *k) {
 
 /* ---- all ---- */
 
-static void all_ops(bench *k) {
+static void products(bench *k) {
   const sk_model_cfg *m = k->m;
   int64_t d = m->hidden_size, ds = m->mamba_d_ssm, q = m->num_attention_heads * m->head_dim;
-  ceilings(k);
   layer_gemm(k, "in_proj", 2 * ds + 2 * m->mamba_n_groups * m->mamba_d_state + m->mamba_n_heads, d);
   layer_gemm(k, "out_proj", d, ds);
   layer_gemm(k, "qkv_proj", q + 2 * m->num_key_value_heads * m->head_dim, d);
@@ -388,14 +393,27 @@ static void all_ops(bench *k) {
   layer_gemm(k, "gate_up_proj", 2 * m->intermediate_size, d);
   layer_gemm(k, "down_proj", d, m->intermediate_size);
   gemm(k, "lm_head", slice_tokens(k), m->vocab_size, slice_stride(k), d, SK_F32);
-  attention(k);
-  ssd(k);
-  conv(k);
-  gate(k);
-  rmsnorm(k);
-  swiglu(k);
-  xent(k);
-  adamw(k);
+}
+
+static const struct {
+  const char *name;
+  void (*run)(bench *k);
+} ops[] = {{"gemm", products}, {"attention", attention}, {"ssd", ssd},   {"conv1d", conv}, {"gate", gate},
+           {"rmsnorm", rmsnorm}, {"swiglu", swiglu},     {"loss", xent}, {"adamw", adamw}};
+enum { OPS = sizeof ops / sizeof ops[0] };
+
+/* Which ops are asked for, as bits; no names: all. */
+static unsigned chosen(const sk_bench *b, sk_err *e) {
+  unsigned all = (1u << OPS) - 1, bits = 0;
+  for (int i = 0; i < b->n_names && !e->code; i++) {
+    int op = 0;
+    while (op < OPS && strcmp(ops[op].name, b->names[i]) != 0) op++;
+    if (op == OPS)
+      sk_fail(e, SK_USAGE, "saker bench ops: no op '%s'; there are gemm, attention, ssd, conv1d, gate, rmsnorm, swiglu, loss, adamw",
+              b->names[i]);
+    else bits |= 1u << op;
+  }
+  return b->n_names ? bits : all;
 }
 
 /* Enough for the largest single measurement. */
@@ -418,6 +436,8 @@ int sk_bench_ops(sk_bench *b, sk_err *e) {
   const sk_config *c = b->cfg;
   bench k = {.b = b, .op = b->op, .m = &c->layer[0].m, .b_seq = c->train.micro_batch, .T = c->data.sequence, .key = 1};
   if (b->ranks != 1) return sk_fail(e, SK_USAGE, "saker bench ops: one rank only");
+  unsigned wanted = chosen(b, e);
+  if (e->code) return e->code;
   k.n = k.b_seq * k.T;
   k.act = sk_device_act(b->op, c);
   k.e = sk_dtype_size(k.act);
@@ -425,7 +445,9 @@ int sk_bench_ops(sk_bench *b, sk_err *e) {
   k.st = b->op->stream_create(k.dev);
   if (sk_arena_alloc(&k.mem, b->op, k.dev, "the inputs", memory_needed(&k), e) == SK_OK) {
     sk_say("%s, %s, %lld x %lld tokens\n", b->model, b->op->describe(k.dev), (long long)k.b_seq, (long long)k.T);
-    all_ops(&k);
+    ceilings(&k);
+    for (int i = 0; i < OPS; i++)
+      if (wanted >> i & 1) ops[i].run(&k);
   }
   sk_arena_free(&k.mem, b->op, k.dev);
   b->op->stream_destroy(k.st);

@@ -313,9 +313,10 @@ const sk_verb sk_verbs[] = {
      "  PATH                a checkpoint's folder, a data set (.h5), a deck, or a Hugging Face config.json\n"
      "  --sequence T        tokens per sequence for the FLOP table (the deck's; config.json: 4096)\n",
      sk_info_run},
-    {"bench", "bench ops|layer|step|io -i DECK [options] | bench comm [options]", "measure ops, steps, exchanges, files",
+    {"bench", "bench ops|layer|step|io -i DECK [options] [OP...] | bench comm [options]", "measure ops, steps, exchanges, files",
      "  ops                 every op at the shapes of the deck's first layer, beside the machine's ceilings and, in a\n"
-     "                      build with it, cuDNN's attention\n"
+     "                      build with it, cuDNN's attention; OP...: only these of gemm, attention, ssd, conv1d,\n"
+     "                      gate, rmsnorm, swiglu, loss, adamw\n"
      "  layer               the deck's first layer, forward and forward with backward\n"
      "  step                whole training steps on random tokens; on any grid (mpirun -np N)\n"
      "  comm                each exchange between ranks by size, and each transport of the pipeline; on GPUs where\n"

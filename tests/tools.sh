@@ -113,7 +113,13 @@ for n in 1 2 4; do
   ok $? "$n ranks: data check without a file: exit code 2"
 done
 
-# --- bench layer ---
+# --- bench ops of some ops; bench layer ---
+ranks 1 bench ops -i deck.yaml --repeat 1 --warmup 0 --json ops.json ssd gate
+[ $? = 0 ] && [ "$(grep -c '"pass":' ops.json)" = 6 ] && [ "$(grep -c '"floor_ms":' ops.json)" = 2 ]
+ok $? "bench ops ssd gate: these, two ceilings, and the floor of ssd" || say_log log
+ranks 1 bench ops -i deck.yaml ssd gates
+[ $? = 2 ] && grep -q "no op 'gates'; there are gemm" log
+ok $? "bench ops: an unknown op" || say_log log
 ranks 1 bench layer -i deck.yaml --repeat 1 --warmup 0 --json layer.json && [ "$(grep -c '"pass":' layer.json)" = 2 ] && grep -q '"op": "layer"' layer.json
 ok $? "bench layer --json" || say_log log
 ranks 2 bench layer -i deck.yaml
