@@ -22,11 +22,14 @@
 
 namespace {
 
-// The two sides of a chunk are neighbours, so that what both read may be in the L2 cache.
+// The two sides of a chunk are neighbours, so that what both read may be in the L2 cache; `apart`: all
+// of WRITE, which take longer, come first, so that an SM with two blocks has one of each.
 template <int NN>
-__global__ void __launch_bounds__(CHUNK_THREADS, 1) sides(ssd_call c, ssd_grad_call o) {
-  int i = (int)blockIdx.x, group = i / 2 % c.G, task = i / 2 / c.G;
-  if (i % 2 == 0)
+__global__ void __launch_bounds__(CHUNK_THREADS, 1)
+    sides(ssd_call c, ssd_grad_call o, bool apart) {
+  int half = (int)gridDim.x / 2, place = apart ? (int)blockIdx.x % half : (int)blockIdx.x / 2;
+  int group = place % c.G, task = place / c.G;
+  if (apart ? (int)blockIdx.x >= half : blockIdx.x % 2 == 0)
     read_side<NN>(c, o, task, group);
   else
     write_side<NN>(c, o, task, group);
@@ -102,7 +105,8 @@ void launch(sk_stream *s, const ssd_call &c, const ssd_grad_call &o) {
   int64_t blocks = (int64_t)c.b * o.wides * c.G * 2;
   SK_CHECK(blocks < INT_MAX, "ssd_grad: %lld blocks", (long long)blocks);
   ssd_memory(sides<NN>, bytes);
-  sides<NN><<<(unsigned)blocks, CHUNK_THREADS, bytes, sk_cuda_stream(s)>>>(c, o);
+  bool apart = blocks <= 2 * sk_cuda_sms(s);
+  sides<NN><<<(unsigned)blocks, CHUNK_THREADS, bytes, sk_cuda_stream(s)>>>(c, o, apart);
   SK_CUDA(cudaGetLastError());
   dim3 grid((unsigned)blocks, NN / NC);
   ssd_memory(close<NC>, sizeof(close_memory<NC>));
