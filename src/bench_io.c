@@ -95,14 +95,14 @@ static void plain_copy(bench_io *s, bool count) {
 /* This thread's share of all files, of the same size each, in blocks: some threads begin with one, some with another. */
 static void for_blocks(bench_io *s, int thread, void (*one)(bench_io *, int fd, const char *, size_t, off_t, sk_err *),
                        sk_err *e) {
-  enum { BLOCK = 16 << 20 };
+  const int64_t most = 16 << 20, block = (int64_t)s->bytes < most ? (int64_t)s->bytes : most;
   int64_t all = (int64_t)s->b->ranks * s->writers, me = (int64_t)s->b->rank * s->writers + thread, used = 0;
   for (int i = 0; i < s->n_file; i++) {
     int k = (int)((me + i) % s->n_file);
     int64_t size = sk_ckpt_form_bytes(s->form, k), at = size / all * me, end = me == all - 1 ? size : size / all * (me + 1);
-    for (; at < end && !e->code; at += BLOCK, used += BLOCK) {
-      size_t part = (size_t)(end - at < BLOCK ? end - at : BLOCK);
-      size_t room = s->bytes > BLOCK ? s->bytes - BLOCK : 0; /* another place in memory for each block */
+    for (; at < end && !e->code; at += block, used += block) {
+      size_t part = (size_t)(end - at < block ? end - at : block);
+      size_t room = s->bytes - (size_t)block; /* another place in memory for each block */
       size_t from = room ? (size_t)(thread * (int64_t)room / s->writers + used) % room / 64 * 64 : 0;
       one(s, s->fd[k], s->data + from, part, at, e);
     }
