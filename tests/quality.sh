@@ -29,7 +29,9 @@ asan() {
   # The tests preload a library of their own; the sanitizer then comes second and must not mind.
   export ASAN_OPTIONS=allocator_may_return_null=1:detect_leaks=1:abort_on_error=0:exitcode=99:verify_asan_link_order=0
   export UBSAN_OPTIONS=print_stacktrace=1
-  TEST_TIMEOUT=${TEST_TIMEOUT:-3000} make -s check TESTS="${SAKER_ASAN_TESTS:-$(all_tests)}" && make -s check-counts
+  local tests=${SAKER_ASAN_TESTS:-$(all_tests)}
+  TEST_TIMEOUT=${TEST_TIMEOUT:-3000} make -s check TESTS="$tests"
+  make -s check-counts TESTS="$tests"
 }
 
 # Without those that start thousands of grids or a batch system.
