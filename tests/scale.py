@@ -38,6 +38,9 @@ SIZES = {
 }
 # Largest |loss / one rank's - 1| of any step.
 LIMIT = {"fp32": 1e-5, "bf16": 1e-3}
+# In bf16 a model that learns slowly (as in tests/devices.c): one that soon knows its few tokens by heart has a loss near
+# 0, which has no digits to compare.
+SLOW = {"fp32": {}, "bf16": dict(optimizer__lr=1e-4, model__initializer_range=0.06)}
 
 
 def sets(**keys):
@@ -138,7 +141,7 @@ def train(run, dtype, name, ranks, axes, steps):
         run.add("parity", what, None, "no time left")
         return None
     code, output = run.launch(ranks, "train", "-i", "deck.yaml", *grid(**axes), *sets(
-        run__dir=name, train__dtype=dtype, train__steps=steps))
+        run__dir=name, train__dtype=dtype, train__steps=steps, **SLOW[dtype]))
     if code != 0:
         run.failed("parity", what, code, output)
         return None
