@@ -54,7 +54,7 @@ struct walk_memory {
 
 // A block's part of a state: rows p0 .. of P, columns n0 .. of N, of one head.
 struct walk_part {
-  int seq, h, p0, n0, p, n; // p, n: rows and columns there are
+  int seq, h, group, p0, n0, p, n; // p, n: rows and columns there are
 };
 
 template <int NW>
@@ -63,7 +63,7 @@ __device__ inline walk_part part_of_block(const ssd_call &c) {
   walk_part a;
   a.n0 = i % columns * NW, i /= columns;
   a.p0 = i % c.slices * SSD_ROWS, i /= c.slices;
-  a.h = i % c.nh, a.seq = i / c.nh;
+  a.h = i % c.nh, a.seq = i / c.nh, a.group = a.h / c.heads;
   a.p = min(SSD_ROWS, c.P - a.p0), a.n = min(NW, c.N - a.n0);
   return a;
 }
@@ -86,13 +86,49 @@ template <int NW>
 __device__ inline void walk_load(const ssd_call &c, const ssd_walk &w, const walk_part &a, int k,
                                  walk_memory<NW> &m, int turn) {
   auto &in = m.in[turn];
-  ssd_chunk t = chunk_at(c, a.seq * c.chunks + k, SSD_TOKENS);
-  load_panels<64, 64, SSD_THREADS>(in.u, w.u + t.row * w.ldu + (int64_t)a.h * c.P + a.p0, w.ldu,
-                                   t.n, a.p, w.wide_u);
-  load_panels<NW, 64, SSD_THREADS>(in.v, w.v + t.row * c.ld + (int64_t)(a.h / c.heads) * c.N + a.n0,
-                                   c.ld, t.n, a.n, c.wide_B);
-  load_steps(in.steps, c.steps + steps_at(c, t, a.h));
+  int first = k * SSD_TOKENS, n = min((int)SSD_TOKENS, c.T - first);
+  int64_t row = (int64_t)a.seq * c.T + first;
+  load_panels<64, 64, SSD_THREADS>(in.u, w.u + row * w.ldu + (int64_t)a.h * c.P + a.p0, w.ldu, n,
+                                   a.p, w.wide_u);
+  load_panels<NW, 64, SSD_THREADS>(in.v, w.v + row * c.ld + (int64_t)a.group * c.N + a.n0, c.ld, n,
+                                   a.n, c.wide_B);
+  load_steps(in.steps, c.steps + (((int64_t)a.seq * c.nh + a.h) * c.tiles + k) * SSD_TOKENS);
   cp_async_commit();
+}
+
+// A warp starts to load its rows of its part of a state to `turn`.
+template <int NW>
+__device__ inline void load_other(const ssd_call &c, const walk_part &a, const bf16 *S,
+                                  bf16 *turn) {
+  int lane = thread_here() % 32, chunk = lane % (NW / 8);
+#pragma unroll
+  for (int i = 0; i < NW / 16; i++) {
+    int row = warp_here() * 16 + (32 * i + lane) / (NW / 8);
+    bool here = row < a.p && a.n0 + 8 * chunk < c.stateN;
+    cp_async16(turn + tile_at<NW>(row, chunk), here ? S + row * c.stateN + 8 * chunk : S, here);
+  }
+  cp_async_commit();
+}
+
+// <Z, S> over the warp's rows; S is in `turn`.
+template <int NW>
+__device__ inline float meet(const float (&Z)[NW / 8][4], const bf16 *turn) {
+  uint32_t at = rows_address<NW>(turn, 16 * warp_here()), p[4];
+  float sum = 0;
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < NW / 8; i++) {
+    if (i % 2 == 0) ldmatrix(p, further<NW>(at, 0, i));
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      uint32_t pair = p[i % 2 * 2 + half];
+      sum += low(pair) * Z[i][2 * half];
+      sum += high(pair) * Z[i][2 * half + 1];
+    }
+  }
+#pragma unroll
+  for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(~0u, sum, d);
+  return sum;
 }
 
 // S = keep S + sum over the tokens of f_j u_j v_j^T; f: dt and what is left at the chunk's end, or
@@ -128,45 +164,56 @@ __device__ inline void walk_step(float (&S)[NW / 8][4], const walk_memory<NW> &m
 }
 
 template <int NW>
-__global__ void __launch_bounds__(SSD_THREADS, 3) walk(ssd_call c, ssd_walk one, ssd_walk other) {
+__global__ void __launch_bounds__(SSD_THREADS, 3) walk(ssd_call c, ssd_walk w) {
   extern __shared__ __align__(1024) unsigned char ssd_shared[];
   walk_memory<NW> &m = *(walk_memory<NW> *)ssd_shared;
-  ssd_walk w = blockIdx.y == 0 ? one : other;
   walk_part a = part_of_block<NW>(c);
   int64_t at = ((int64_t)a.seq * c.nh + a.h) * c.P * c.N;
-  int len = ssd_segment(c, w.segments), from = (int)blockIdx.z * len;
+  int64_t states = (int64_t)a.seq * ((c.chunks + SSD_PER - 1) / SSD_PER) * c.nh + a.h;
+  int64_t place = (int64_t)a.p0 * c.stateN + a.n0;
+  int part = (int)blockIdx.x % (c.slices * ((c.N + NW - 1) / NW)) * 4 + warp_here();
+  int len = ssd_segment(c, w.segments), from = (int)blockIdx.y * len;
   int chunks = min(len, c.chunks - from);
   float S[NW / 8][4];
   clear(S);
   if (w.in && from == 0) each_element<NW>(c, a, S, [&](int64_t i, float &s) { s = w.in[at + i]; });
   walk_load(c, w, a, w.back ? chunks - 1 : from, m, 0);
+  if (w.meet)
+    load_other<NW>(
+        c, a, w.S + (states + (int64_t)((chunks - 1) / SSD_PER) * c.nh) * c.state + place, m.turn);
   for (int i = 0; i < chunks; i++) {
     int k = w.back ? chunks - 1 - i : from + i, next = w.back ? k - 1 : k + 1;
     cp_async_wait();
     wg_publish();
     __syncthreads();
     if (i + 1 < chunks) walk_load(c, w, a, next, m, (i + 1) % 2);
-    if (w.states && (w.back ? k % w.per == w.per - 1 || i == 0 : k % w.per == 0)) {
-      int64_t slot = ((int64_t)a.seq * ((c.chunks + w.per - 1) / w.per) + k / w.per) * c.nh + a.h;
-      bf16 *to = w.states + slot * c.state + (int64_t)a.p0 * c.stateN + a.n0;
-      store_rows<NW>(to, c.stateN, m.turn, S, thread_here() / 32 * 16, 0, a.p,
-                     min(NW, c.stateN - a.n0), true);
+    if (w.states && (w.back ? k % SSD_PER == SSD_PER - 1 || i == 0 : k % SSD_PER == 0)) {
+      int64_t slot = states + (int64_t)(k / SSD_PER) * c.nh;
+      if (w.meet) {
+        float sum = meet<NW>(S, m.turn);
+        if (thread_here() % 32 == 0) w.meet[slot * SSD_PARTS + part] = sum;
+      }
+      store_rows<NW>(w.states + slot * c.state + place, c.stateN, m.turn, S, 16 * warp_here(), 0,
+                     a.p, min(NW, c.stateN - a.n0), true);
+      if (w.meet && k >= SSD_PER)
+        load_other<NW>(c, a, w.S + (slot - c.nh) * c.state + place, m.turn);
     }
     if (i + 1 < chunks || w.out) walk_step<NW>(S, m, i % 2, w.back);
   }
   if (!w.out) return;
-  at += (int64_t)blockIdx.z * c.b * c.nh * c.P * c.N;
+  at += (int64_t)blockIdx.y * c.b * c.nh * c.P * c.N;
   each_element<NW>(c, a, S, [&](int64_t i, float &s) { w.out[at + i] = s; });
 }
 
 template <int NW>
-void launch_walk(sk_stream *s, const ssd_call &c, const ssd_walk &one, const ssd_walk *other) {
+int launch_walk(sk_stream *s, const ssd_call &c, const ssd_walk &w) {
   size_t bytes = sizeof(walk_memory<NW>);
-  int64_t blocks = (int64_t)c.b * c.nh * c.slices * up(c.N, NW);
-  dim3 grid((unsigned)blocks, other ? 2 : 1, (unsigned)one.walked);
+  int parts = c.slices * (int)up(c.N, NW);
+  dim3 grid((unsigned)(c.b * c.nh * parts), (unsigned)w.walked);
   ssd_memory(walk<NW>, bytes);
-  walk<NW><<<grid, SSD_THREADS, bytes, sk_cuda_stream(s)>>>(c, one, other ? *other : one);
+  walk<NW><<<grid, SSD_THREADS, bytes, sk_cuda_stream(s)>>>(c, w);
   SK_CUDA(cudaGetLastError());
+  return parts * SSD_THREADS / 32;
 }
 
 // ---- what a piece keeps ----
@@ -200,15 +247,11 @@ void sk_cuda_ssd_steps(sk_stream *s, const ssd_call *c) {
   SK_CUDA(cudaGetLastError());
 }
 
-void sk_cuda_ssd_walk(sk_stream *s, const ssd_call *c, const ssd_walk *first,
-                      const ssd_walk *second) {
+int sk_cuda_ssd_walk(sk_stream *s, const ssd_call *c, const ssd_walk *w) {
   // Narrow parts read u more often; they are for few sequences and heads.
-  int64_t wide = (int64_t)c->b * c->nh * c->slices * up(c->N, 128) * first->walked;
-  if (second) wide *= 2;
-  if (c->N <= 64 || wide < 2 * sk_cuda_sms(s))
-    launch_walk<64>(s, *c, *first, second);
-  else
-    launch_walk<128>(s, *c, *first, second);
+  int64_t wide = (int64_t)c->b * c->nh * c->slices * up(c->N, 128) * w->walked;
+  bool narrow = c->N <= 64 || wide < 2 * sk_cuda_sms(s);
+  return narrow ? launch_walk<64>(s, *c, *w) : launch_walk<128>(s, *c, *w);
 }
 
 // ---- entries ----
@@ -277,7 +320,7 @@ extern "C" void sk_cuda_ssd_state(sk_stream *s, const sk_ssd_dims *d, float *Sf,
   forward_ws f;
   cut_forward(&c, ws, &f);
   c.wide_x = ssd_wide({x}, d->ld, c.P), c.wide_B = ssd_wide({B}, d->ld, c.N);
-  ssd_walk w = {(const bf16 *)x, (const bf16 *)B, c.ld, c.wide_x, false, 1, 1, 1, NULL, NULL, Sf};
+  ssd_walk w = {(const bf16 *)x, (const bf16 *)B, c.ld, c.wide_x, false, 1, 1, NULL, NULL, Sf};
   sk_cuda_ssd_steps(s, &c);
-  sk_cuda_ssd_walk(s, &c, &w, NULL);
+  sk_cuda_ssd_walk(s, &c, &w);
 }

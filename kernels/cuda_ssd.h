@@ -28,7 +28,9 @@ enum {
   SSD_ROWS = 64,   // of a head's P that are handled at once: a slice
   PANEL = 64 * 64, // elements
   SSD_THREADS = 128,
-  SSD_P = 128, // what the fast path takes
+  SSD_PER = 2,    // chunks from one state in memory to the next: the backward's are so much longer
+  SSD_PARTS = 32, // room for a state's parts in a walk, by warps
+  SSD_P = 128,    // what the fast path takes
   SSD_N = 256,
   SSD_PLAIN = 32 // tokens of a chunk of the plain path
 };
@@ -109,25 +111,26 @@ static __device__ inline int64_t steps_at(const ssd_call &c, const ssd_chunk &a,
 // ---- steps that cuda_ssd.cu shares with the backward ----
 
 // A walk over the chunks of a sequence that carries a state along: S from the first to the last, or
-// its gradient Z from the last to the first (3.3, 3.4). states[k]: S before, or Z after, `per`
-// chunks from per * k on.
+// its gradient Z from the last to the first (3.3, 3.4). states[k]: S before, or Z after, SSD_PER
+// chunks from SSD_PER * k on.
 struct ssd_walk {
   const bf16 *u, *v; // x and B; dy and C
   int ldu;
   bool wide_u, back;
-  int per; // chunks from one of `states` to the next
   // A sequence in so many parts, of which the first few are walked, each from a zero state but the
   // first; for forward walks without `states`.
   int segments, walked;
-  const float *in; // state at its begin [b,nh,P,N]; NULL: zero
-  bf16 *states;    // NULL: not wanted
-  float *out;      // state at its end, [walked][b,nh,P,N]; NULL: not wanted
+  const float *in;      // state at its begin [b,nh,P,N]; NULL: zero
+  bf16 *states;         // NULL: not wanted
+  float *out;           // state at its end, [walked][b,nh,P,N]; NULL: not wanted
+  const bf16 *S = NULL; // with `states` on the way back, those of the way forward,
+  float *meet = NULL;   // and where <Z, S> goes, [b][states][nh][SSD_PARTS]; NULL: not wanted
 };
 
-// Fills c->steps; walks one or two ways at once (`second` may be NULL).
+// Fills c->steps.
 void sk_cuda_ssd_steps(sk_stream *s, const ssd_call *c);
-void sk_cuda_ssd_walk(sk_stream *s, const ssd_call *c, const ssd_walk *first,
-                      const ssd_walk *second);
+// Returns the parts that <Z, S> has: SSD_PARTS or fewer.
+int sk_cuda_ssd_walk(sk_stream *s, const ssd_call *c, const ssd_walk *w);
 
 // The forward (cuda_ssd_fused.cu) after sk_cuda_ssd_steps. ws: sk_cuda_ssd_fused_ws(c) floats.
 void sk_cuda_ssd_fused(sk_stream *s, const ssd_call *c, bf16 *y, float *Sf, const float *S0,

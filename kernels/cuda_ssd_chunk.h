@@ -8,7 +8,7 @@
 #define SK_CUDA_SSD_CHUNK_H
 #include "kernels/cuda_ssd.h"
 
-enum { CHUNK_TOKENS = 2 * SSD_TOKENS, CHUNK_THREADS = 256, CHUNK_WARPS = CHUNK_THREADS / 32 };
+enum { CHUNK_TOKENS = SSD_PER * SSD_TOKENS, CHUNK_THREADS = 256 };
 
 struct ssd_grad_ws {
   float2 *steps;
@@ -18,23 +18,19 @@ struct ssd_grad_ws {
   float *early[2]; // K's row over either half of the tile before; second tiles alone
   float *column;   // K's column
   float2 *write;   // the part p through the state; x_j . dXt_j
-  float *meet;     // [b * wides][nh][CHUNK_WARPS] parts of <Z, S>
+  float *meet;     // [b * wides][nh][SSD_PARTS] parts of <Z, S>
   double2 *part;   // [b * wides][nh] sums over a chunk's tokens for A (times dt) and D
   bf16 *E;         // [b * wides][G][3][64][64] gradient of C B^T, blocks 00, 10, 11
-  float4 *du;      // [b * wides][G][side][panels][8][CHUNK_THREADS] dC and dB without E
 };
 
 struct ssd_grad_call {
   ssd_grad_ws w;
   int wides; // chunks of CHUNK_TOKENS of a sequence
+  int parts; // that <Z, S> has
   bf16 *dx, *dB, *dC;
   bool wide_dx, wide_dB; // beside those of ssd_call, which are for reading
 };
 
 // dx, the sums of the heads, dB and dC.
 void sk_cuda_ssd_chunks(sk_stream *s, const ssd_call *c, const ssd_grad_call *o);
-// What N is rounded up to: 64, 128 or 256.
-static inline int ssd_columns(int N) {
-  return N <= 64 ? 64 : N <= 128 ? 128 : 256;
-}
 #endif

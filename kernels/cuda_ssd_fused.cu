@@ -95,36 +95,24 @@ __device__ inline void put_scores(bf16 *M, const float (&R)[4][4], const float2 
   }
 }
 
-// Columns 16 (G q + k), k < G, of a state as operands.
-enum { G = 2 };
+// Columns 16 (PACK q + k), k < PACK, of a state as operands.
+enum { PACK = 4 };
 template <int NN>
-__device__ inline void pack_state(uint32_t (&p)[G][4], const sums_of<NN> &S, int q) {
+__device__ inline void pack_state(uint32_t (&p)[PACK][4], const sums_of<NN> &S, int q) {
 #pragma unroll
-  for (int k = 0; k < G; k++) {
-    int n = 2 * (q * G + k);
+  for (int k = 0; k < PACK; k++) {
+    int n = 2 * (q * PACK + k);
     as_operand(p[k], S.c[n / 16][n % 16], S.c[n / 16][n % 16 + 1]);
   }
 }
-
-// y^T = S C^T. Operands of two packs at a time are under way; p: the first two.
-template <int NN>
-__device__ inline void through_state(float (&y)[8][4], uint32_t (&p)[2][G][4], const sums_of<NN> &S,
-                                     const bf16 *C) {
-  uint64_t b = wg_tile(shared_address(C), 0);
+// y^T [+]= S C^T over these columns.
+__device__ inline void start_state(float (&y)[8][4], const uint32_t (&p)[PACK][4], const bf16 *C,
+                                   int q) {
+  uint64_t b = wg_tile(shared_address(C + q * PANEL), 0);
+  wg_begin();
 #pragma unroll
-  for (int q = 0; q < NN / 16 / G; q++) {
-    if (q >= 2) {
-      wg_wait<1>();
-      pack_state<NN>(p[q % 2], S, q);
-    }
-    wg_begin();
-#pragma unroll
-    for (int k = 0; k < G; k++) {
-      int i = q * G + k;
-      wg_mma(y, p[q % 2][k], b + (i / 4 * PANEL * 2 + i % 4 * 32) / 16, i > 0);
-    }
-    wg_commit();
-  }
+  for (int k = 0; k < PACK; k++) wg_mma(y, p[k], b + k * 32 / 16, q + k > 0);
+  wg_commit();
 }
 
 // The same head's x, transposed, as operands: 16 tokens each.
@@ -182,9 +170,10 @@ __device__ inline void fused_step(const ssd_call &c, const fused_call &o, const 
   int w = thread_here() / 128, t = thread_here() % 4;
   const float2 *steps = in.steps[w];
   float R[4][4], y[8][4];
-  uint32_t p[2][G][4];
-  pack_state<NN>(p[0], S, 0);
-  pack_state<NN>(p[1], S, 1);
+  uint32_t p[2][PACK][4];
+  constexpr int PACKS = NN / (16 * PACK), AHEAD = PACKS < 2 ? PACKS : 2;
+#pragma unroll
+  for (int q = 0; q < AHEAD; q++) pack_state<NN>(p[q], S, q);
   wg_begin();
   {
     uint64_t x = wg_tile(shared_address(in.C), 0),
@@ -196,12 +185,22 @@ __device__ inline void fused_step(const ssd_call &c, const fused_call &o, const 
     }
   }
   wg_commit();
-  through_state<NN>(y, p, S, in.C);
+#pragma unroll
+  for (int q = 0; q < AHEAD; q++) start_state(y, p[q], in.C, q);
   load_next();
-  wg_wait<1>(); // what is left of y's products runs on
+  wg_wait<AHEAD>(); // y's products run on
   wg_done(R);
   put_scores(m.M[0], R, in.steps[0], 32 * w);
   if (c.slices == 1) put_scores(m.M[1], R, in.steps[1], 32 * w);
+#pragma unroll
+  for (int q = AHEAD; q < PACKS; q++) {
+    wg_wait<1>();
+    pack_state<NN>(p[q % 2], S, q);
+    start_state(y, p[q % 2], in.C, q);
+  }
+  float end = steps[SSD_TOKENS - 1].x, keep = fast_exp2(end);
+#pragma unroll
+  for (int h = 0; h < sums_of<NN>::H; h++) scale_rows(S.c[h], {keep, keep});
   uint32_t xt[4][4];
   columns_of(xt, in.x[w]);
   wg_publish();
@@ -216,9 +215,6 @@ __device__ inline void fused_step(const ssd_call &c, const fused_call &o, const 
     for (int k = 0; k < 4; k++) wg_mma(y, xt[k], b + k * 32 / 16, true);
     wg_commit();
   }
-  float end = steps[SSD_TOKENS - 1].x, keep = fast_exp2(end);
-#pragma unroll
-  for (int h = 0; h < sums_of<NN>::H; h++) scale_rows(S.c[h], {keep, keep});
   uint32_t xf[4][4];
 #pragma unroll
   for (int k = 0; k < 4; k++)
@@ -338,9 +334,9 @@ void sk_cuda_ssd_fused(sk_stream *s, const ssd_call *c, bf16 *y, float *Sf, cons
                        float *ws) {
   fused_call o = {S0, Sf, y, fused_segments(*c, fused_blocks(*c)), ws};
   if (o.segments > 1) {
-    ssd_walk w = {(const bf16 *)c->x, (const bf16 *)c->B, c->ld, c->wide_x, false, 1,
+    ssd_walk w = {(const bf16 *)c->x, (const bf16 *)c->B, c->ld, c->wide_x, false,
                   o.segments,         o.segments - 1,     S0,    NULL,      ws};
-    sk_cuda_ssd_walk(s, c, &w, NULL);
+    sk_cuda_ssd_walk(s, c, &w);
     dim3 grid((unsigned)up((int64_t)c->P * c->N, THREADS), (unsigned)(c->b * c->nh));
     chain<<<grid, THREADS, 0, sk_cuda_stream(s)>>>(*c, ws, o.segments - 1);
     SK_CUDA(cudaGetLastError());

@@ -1,8 +1,9 @@
 /* cuda_ssd_grad.cu: the SSD recurrence in chunks, backward (section 3.4; the plan is in
  * cuda_ssd.h). Its chunks are twice as long as the forward's: that halves the traffic of states.
  *
- *   walk    the states before the chunks and the gradients of those after them, in one launch
- *   sides, close  the products within chunks (cuda_ssd_chunk.cu)
+ *   walk    the states S before the chunks; then, on the way back, the gradients Z of those after
+ *           them, and <Z, S>
+ *   read, write  the products within chunks (cuda_ssd_chunk.cu)
  *   finish  ddt, and the sums over a chunk's tokens for A_log and D
  *   reduce  those sums over the chunks */
 #include "kernels/cuda_ssd_chunk.h"
@@ -24,10 +25,9 @@ size_t cut_grad(ssd_call *c, void *ws, ssd_grad_call *o) {
   cut.take(&w->early[1], tokens);
   cut.take(&w->column, tokens);
   cut.take(&w->write, tokens);
-  cut.take(&w->meet, heads * CHUNK_WARPS);
+  cut.take(&w->meet, heads * SSD_PARTS);
   cut.take(&w->part, heads);
   cut.take(&w->E, wides * c->G * 3 * SSD_TOKENS * SSD_TOKENS);
-  cut.take(&w->du, wides * c->G * 2 * ssd_columns(c->N) / 8 * CHUNK_THREADS);
   c->steps = w->steps;
   return cut.used;
 }
@@ -67,7 +67,7 @@ __global__ void finish(ssd_call c, ssd_grad_call o, float *ddt) {
   }
   until -= mine;
   double X = 0, dA = 0, dD = 0;
-  for (int k = 0; k < CHUNK_WARPS; k++) X += (double)w.meet[(int64_t)i * CHUNK_WARPS + k];
+  for (int k = 0; k < o.parts; k++) X += (double)w.meet[(int64_t)i * SSD_PARTS + k];
   X *= (double)fast_exp2(c.steps[at + SSD_TOKENS - 1].x + c.steps[at + CHUNK_TOKENS - 1].x);
 #pragma unroll
   for (int e = 0; e < MINE; e++) {
@@ -113,8 +113,9 @@ void launch_reduce(sk_stream *s, const ssd_call &c, int chunks, float *dA_log, f
   SK_CUDA(cudaGetLastError());
 }
 
-ssd_walk backward_walk(const ssd_call &c, const float *dSf, bf16 *Z, float *dS0) {
-  ssd_walk w = {(const bf16 *)c.dy, (const bf16 *)c.C, c.ldy, c.wide_y, true, 2, 1, 1, dSf, Z, dS0};
+ssd_walk backward_walk(const ssd_call &c, const float *dSf, float *dS0, const ssd_grad_ws *ws) {
+  ssd_walk w = {(const bf16 *)c.dy, (const bf16 *)c.C, c.ldy, c.wide_y, true, 1, 1, dSf, NULL, dS0};
+  if (ws) w.states = ws->Z, w.S = ws->S, w.meet = ws->meet;
   return w;
 }
 
@@ -149,10 +150,11 @@ extern "C" void sk_cuda_ssd_grad(sk_stream *s, const sk_ssd_dims *d, void *dx, v
   c.wide_x = ssd_wide({x}, d->ld, c.P), c.wide_B = ssd_wide({B, C}, d->ld, c.N);
   c.wide_y = ssd_wide({dy}, d->ldy, c.P);
   o.wide_dx = ssd_wide({dx}, d->ld, c.P), o.wide_dB = ssd_wide({dB, dC}, d->ld, c.N);
-  ssd_walk S = {(const bf16 *)x, (const bf16 *)B, c.ld, c.wide_x, false, 2, 1, 1, S0, o.w.S, NULL};
-  ssd_walk Z = backward_walk(c, dSf, o.w.Z, dS0);
+  ssd_walk S = {(const bf16 *)x, (const bf16 *)B, c.ld, c.wide_x, false, 1, 1, S0, o.w.S, NULL};
+  ssd_walk Z = backward_walk(c, dSf, dS0, &o.w);
   sk_cuda_ssd_steps(s, &c);
-  sk_cuda_ssd_walk(s, &c, &S, &Z);
+  sk_cuda_ssd_walk(s, &c, &S);
+  o.parts = sk_cuda_ssd_walk(s, &c, &Z);
   sk_cuda_ssd_chunks(s, &c, &o);
   unsigned grid = (unsigned)up((int64_t)c.b * o.wides * c.nh, THREADS / 32);
   finish<<<grid, THREADS, 0, sk_cuda_stream(s)>>>(c, o, ddt);
@@ -174,7 +176,7 @@ extern "C" void sk_cuda_ssd_state_grad(sk_stream *s, const sk_ssd_dims *d, float
   ssd_grad_call o;
   cut_grad(&c, ws, &o);
   c.wide_y = ssd_wide({dy}, d->ldy, c.P), c.wide_B = ssd_wide({C}, d->ld, c.N);
-  ssd_walk Z = backward_walk(c, NULL, NULL, dS0);
+  ssd_walk Z = backward_walk(c, NULL, dS0, NULL);
   sk_cuda_ssd_steps(s, &c);
-  sk_cuda_ssd_walk(s, &c, &Z, NULL);
+  sk_cuda_ssd_walk(s, &c, &Z);
 }

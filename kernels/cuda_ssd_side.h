@@ -145,14 +145,45 @@ __device__ inline float over_columns(float x) {
   return x + __shfl_xor_sync(~0u, x, 2);
 }
 
-// A side's sums, as the threads have them.
-template <int NN>
-__device__ inline void put_du(float4 *to, const sums_of<NN> &du) {
+// dC += E B, or dB += E^T C, and to memory; E is there.
+template <int NN, bool WRITE>
+__device__ inline void close_side(const ssd_call &c, const ssd_grad_call &o, const wide_chunk &a,
+                                  int task, int group, side_memory<NN> &m, sums_of<NN> &du) {
+  constexpr int TILE = side_memory<NN>::TILE, H = sums_of<NN>::H, W = NN / H;
+  int w = group_here();
+  int64_t at = a.row * c.ld + (int64_t)group * c.N;
+  const bf16 *from = o.w.E + ((int64_t)task * c.G + group) * 3 * PANEL;
+  bf16 *E = m.u[0], *V = m.W[0];
+  __syncthreads();
+  for (int k = 0; k < 3; k++)
+    load_panels<64, 64, CHUNK_THREADS>(E + k * PANEL, from + k * PANEL, 64, 64, 64, true);
+  load_panels<NN, CHUNK_TOKENS, CHUNK_THREADS>(V, (const bf16 *)(WRITE ? c.C : c.B) + at, c.ld, a.n,
+                                               c.N, c.wide_B);
+  cp_async_commit();
+  arrive();
+#pragma unroll 1
+  for (int tile = WRITE ? w : 0; tile <= (WRITE ? 1 : w); tile++) {
+    const bf16 *e = E + (w + tile) * PANEL;
+    uint32_t p[4][4], rows = rows_address<64>(e, 16 * warp_here()),
+                      columns = columns_address<64>(e, 0);
 #pragma unroll
-  for (int n = 0; n < NN / 8; n++) {
-    const float *d = du.c[n / 16][n % 16];
-    to[n * CHUNK_THREADS + threadIdx.x] = make_float4(d[0], d[1], d[2], d[3]);
+    for (int k = 0; k < 4; k++) {
+      if (WRITE)
+        ldmatrix_trans(p[k], further<64>(columns, 16 * k, 2 * warp_here()));
+      else
+        ldmatrix(p[k], further<64>(rows, 0, 2 * k));
+    }
+    wg_begin();
+    start_through_state<NN>(du, p, V + tile * TILE);
+    wg_commit();
+    wg_wait<0>();
+    done(du);
   }
+  bf16 *to = (WRITE ? o.dB : o.dC) + at + (int64_t)64 * w * c.ld;
+#pragma unroll
+  for (int h = 0; h < H; h++)
+    store_rows<W>(to + W * h, c.ld, m.U + w * TILE + 64 * W * h, du.c[h], 16 * warp_here(), 0,
+                  a.n - 64 * w, c.N - W * h, o.wide_dB);
 }
 
 } // namespace

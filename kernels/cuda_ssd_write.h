@@ -51,26 +51,6 @@ __device__ inline void add_dots(float (&sum)[2], const bf16 *u, const float (&y)
   }
 }
 
-// <Z, S> of the slice; Z is in shared memory, S comes from memory.
-template <int NN>
-__device__ inline float meet(const bf16 *S, const bf16 *Z, int stateN, int rows) {
-  float sum = 0;
-#pragma unroll 4
-  for (int i = 0; i < SSD_ROWS * NN / 8 / CHUNK_THREADS; i++) {
-    int at = i * CHUNK_THREADS + thread_here(), row = at / (NN / 8), chunk = at % (NN / 8);
-    if (row >= rows || chunk * 8 >= stateN) continue;
-    uint4 x = *(const uint4 *)(S + row * stateN + chunk * 8);
-    uint4 z = *(const uint4 *)(Z + chunk / 8 * PANEL + tile_at<64>(row, chunk % 8));
-    const uint32_t xs[4] = {x.x, x.y, x.z, x.w}, zs[4] = {z.x, z.y, z.z, z.w};
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-      sum += low(xs[e]) * low(zs[e]);
-      sum += high(xs[e]) * high(zs[e]);
-    }
-  }
-  return sum;
-}
-
 // y += M v.
 __device__ inline void start_faded(float (&y)[8][4], const uint32_t (&M)[4][4], const bf16 *v) {
   uint64_t b = wg_tile(shared_address(v), 0);
@@ -140,7 +120,7 @@ __device__ inline void write_side(const ssd_call &c, const ssd_grad_call &o, int
   int w = group_here(), items = c.heads * c.slices, thread = thread_here() % 128;
   write_open<NN>(c, a, a.row * c.ld + (int64_t)group * c.N, m);
   sums_of<NN> du = {};
-  float state[2] = {}, own[2] = {}, met = 0;
+  float state[2] = {}, own[2] = {};
   slice_of_head s = slice_at(c, group, 0);
   load_side<NN, true>(c, o, a, s, m.s, 0);
   load_v<NN, true>(c, a, s, m.v[0]);
@@ -168,15 +148,17 @@ __device__ inline void write_side(const ssd_call &c, const ssd_grad_call &o, int
       out[half] = w ? left[half] : fast_exp2(end - step.x + later);
       f[half] = step.y * out[half];
     }
-    uint32_t M[4][4];
+    uint32_t fu[4][4], M[4][4], late[4][4];
+    faded_rows(fu, u, f);
+    wg_begin();
+    start_through_state<NN>(du, fu, m.s.W[turn]);
+    wg_commit();
     if (i + 1 < items) {
       slice_of_head next = slice_at(c, group, i + 1);
       load_side<NN, true>(c, o, a, next, m.s, 1 - turn);
       load_v<NN, true>(c, a, next, m.v[1 - turn]);
     }
     cp_async_commit();
-    if (fast_exp2(end + later) > 0)
-      met += meet<NN>(o.w.S + wide_state(c, o, a, s), m.s.W[turn], c.stateN, s.p);
 #pragma unroll
     for (int k = 0; k < 4; k++) {
       if (k < warp_here())
@@ -184,31 +166,24 @@ __device__ inline void write_side(const ssd_call &c, const ssd_grad_call &o, int
       else
         fade_own(M[k], m.R[w][k][thread], mine, k);
     }
-    wg_wait<0>();
+    wg_wait<1>(); // dB's products run on
     wg_done(y);
     float dot[2] = {};
     add_dots(dot, u, y);
     state[0] += f[0] * dot[0], state[1] += f[1] * dot[1];
     scale_rows(y, out);
     start_faded(y, M, v + w * PANEL);
-    wg_wait<0>(); // before M changes
     // The second warpgroup adds zeros: products in one branch alone would all be serialized.
     left[0] = w ? 0 : left[0], left[1] = w ? 0 : left[1];
 #pragma unroll
-    for (int k = 0; k < 4; k++) fade_late(M[k], m.R[2][k][thread], steps + 64, left, k);
-    start_faded(y, M, v + PANEL);
-    uint32_t fu[4][4];
-    faded_rows(fu, u, f);
-    wg_begin();
-    start_through_state<NN>(du, fu, m.s.W[turn]);
-    wg_commit();
-    wg_wait<1>();
+    for (int k = 0; k < 4; k++) fade_late(late[k], m.R[2][k][thread], steps + 64, left, k);
+    start_faded(y, late, v + PANEL);
+    wg_wait<0>();
     wg_done(y);
+    done(du);
     add_dots(own, u, y);
     __syncwarp();
     put_inputs(c, o, a, s, y, mine, v + w * PANEL, u);
-    wg_wait<0>();
-    done(du);
     if (!s.last) continue;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -216,14 +191,9 @@ __device__ inline void write_side(const ssd_call &c, const ssd_grad_call &o, int
       if (thread_here() % 4 == 0)
         o.w.write[tokens_of(c, a, s.h) + 64 * w + row_here() + 8 * half] = make_float2(p, q);
     }
-#pragma unroll
-    for (int d = 16; d > 0; d /= 2) met += __shfl_xor_sync(~0u, met, d);
-    if (thread_here() % 32 == 0)
-      o.w.meet[((int64_t)task * c.nh + s.h) * CHUNK_WARPS + threadIdx.x / 32] = met;
-    state[0] = state[1] = own[0] = own[1] = met = 0;
+    state[0] = state[1] = own[0] = own[1] = 0;
   }
-  int64_t place = (int64_t)task * c.G + group;
-  put_du<NN>(o.w.du + (2 * place + 1) * (NN / 8) * CHUNK_THREADS, du);
+  close_side<NN, true>(c, o, a, task, group, m.s, du);
 }
 
 } // namespace
