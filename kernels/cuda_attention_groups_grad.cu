@@ -143,7 +143,7 @@ static __global__ void __launch_bounds__(keys_block<HD>::THREADS, 1)
 template <int HD>
 struct rows_block : block_shape<3, 64, 4> {};
 template <>
-struct rows_block<128> : block_shape<2, 64, 4> {};
+struct rows_block<128> : block_shape<2, 80, 3> {};
 
 template <int HD>
 struct rows_share {

@@ -111,6 +111,19 @@ static __device__ inline void wg_mma_rows(float (&c)[8][4], const uint32_t (&a)[
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));
 }
 
+// c = [c +] a b, 80 columns; a, b: see wg_tile; b is stored [column][k].
+static __device__ inline void wg_mma(float (&c)[10][4], uint64_t a, uint64_t b, bool add) {
+  asm volatile(
+      "{.reg .pred p; setp.ne.b32 p, %42, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "
+      "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "
+      "%36, %37, %38, %39"
+      "}, %40, %41, p, 1, 1, 0, 0;}"
+      : SK_WG16(0), SK_WG16(4), SK_WG4(8), SK_WG4(9)
+      : "l"(a), "l"(b), "r"((int)add));
+}
+
 // c = [c +] a b, 128 columns; a, b: see wg_tile; b is stored [column][k].
 static __device__ inline void wg_mma(float (&c)[16][4], uint64_t a, uint64_t b, bool add) {
   asm volatile(
