@@ -79,9 +79,9 @@ static int form_make(MPI_Comm comm, const char *dir, const char *prefix, const c
   if (sk_agree(comm, e) == SK_OK && check_shared(comm, dir, prefix, form, e) == SK_OK) {
     for (int k = 0; k < n_file; k++) {
       sk_h5_form *f = &form->file[k];
-      if (rank != 0) f->offset = sk_calloc((size_t)file[k].n_dset, sizeof *f->offset);
+      if (rank != 0) sk_h5_form_empty(file[k].n_dset, file[k].dset, f);
       SK_MPI(MPI_Bcast(&f->size, 1, MPI_INT64_T, 0, comm));
-      SK_MPI(MPI_Bcast(f->offset, file[k].n_dset, MPI_INT64_T, 0, comm));
+      SK_MPI(MPI_Bcast(f->offset, f->first[file[k].n_dset], MPI_INT64_T, 0, comm));
     }
     *out = form;
   } else {

@@ -63,6 +63,25 @@ static int write_run(const sk_ckpt_part *w, const sk_ckpt_room *r, sk_hash *hash
   return SK_OK;
 }
 
+/* A dataset or a block of its columns as the array that the file keeps together, a slab as a part of it. */
+typedef struct box {
+  sk_dset d;
+  sk_slab s;
+  int64_t at; /* bytes from the beginning of the file */
+} box;
+
+static box place_of(const sk_ckpt_part *w, const sk_slab *s) {
+  box b = {.d = w->file->dset[s->dset], .s = *s};
+  int64_t width = b.d.block, k = width ? s->start[1] / width : 0;
+  if (width) {
+    b.d.dim[1] = width;
+    b.s.start[1] -= k * width;
+    SK_CHECK(b.s.start[1] + s->count[1] <= width, "a slab leaves a block of dataset %s", b.d.name);
+  }
+  b.at = w->form->offset[w->form->first[s->dset] + k];
+  return b;
+}
+
 static void check_slab(const sk_dset *d, const sk_slab *s) {
   for (int k = 0; k < d->rank; k++)
     SK_CHECK(s->start[k] >= 0 && s->count[k] >= 0 && s->count[k] <= d->dim[k] - s->start[k],
@@ -136,17 +155,17 @@ static int64_t write_short_runs(const sk_ckpt_part *w, const sk_ckpt_room *room,
 /* A slab's elements in row-major order, which is their order in the file as well. */
 int sk_ckpt_part_slab(const sk_ckpt_part *w, int slab, sk_ckpt_room *room, sk_err *e) {
   const sk_slab *s = &w->file->slab[slab];
-  const sk_dset *d = &w->file->dset[s->dset];
-  check_slab(d, s);
+  check_slab(&w->file->dset[s->dset], s);
   const char *data = (const char *)(s->data ? s->data : fill(w, room, slab, e));
   if (!data) return e->code;
-  const runs r = find_runs(d, s);
-  const int64_t offset = w->form->offset[s->dset];
+  const box b = place_of(w, s);
+  const sk_dset *d = &b.d;
+  const runs r = find_runs(d, &b.s);
   for (int64_t k = 0; k < r.n && !e->code;) {
     if (r.bytes < BLOCK / 2) {
-      k = write_short_runs(w, room, d, s, offset, &r, data, k, e);
+      k = write_short_runs(w, room, d, &b.s, b.at, &r, data, k, e);
     } else {
-      write_run(w, room, room->hash, data + k * r.bytes, (size_t)r.bytes, run_at(d, s, offset, &r, k), d->name, e);
+      write_run(w, room, room->hash, data + k * r.bytes, (size_t)r.bytes, run_at(d, &b.s, b.at, &r, k), d->name, e);
       k++;
     }
   }

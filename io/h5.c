@@ -272,9 +272,9 @@ typedef struct reader {
   const char *path, *name;
 } reader;
 
-static void read_piece(const reader *m, const hsize_t *start, const hsize_t *count, hsize_t n, float *data,
-                       sk_err *e) {
-  hid_t mem = H5Screate_simple(1, &n, NULL);
+/* Memory gets the shape that is read: where it differs HDF5 goes through blocks of columns element by element. */
+static void read_piece(const reader *m, int rank, const hsize_t *start, const hsize_t *count, float *data, sk_err *e) {
+  hid_t mem = H5Screate_simple(rank, count, NULL);
   if (H5Sselect_hyperslab(m->space, H5S_SELECT_SET, start, NULL, count, NULL) < 0 ||
       H5Dread(m->dset, H5T_NATIVE_FLOAT, mem, m->space, H5P_DEFAULT, data) < 0) {
     char what[1200];
@@ -309,7 +309,7 @@ static void read_slab(const reader *m, const sk_dset *d, const sk_slab *s, sk_er
       int64_t n = s->count[axis] - k < step ? s->count[axis] - k : step;
       start[axis] = (hsize_t)(s->start[axis] + k);
       count[axis] = (hsize_t)n;
-      read_piece(m, start, count, (hsize_t)(n * inner), data, e);
+      read_piece(m, d->rank, start, count, data, e);
       data += n * inner;
     }
   }

@@ -1,13 +1,13 @@
 /* h5.h: HDF5 files made of named float datasets, read together as hyperslabs ("slabs"). Knows nothing of
  * models: the caller turns its parameters into datasets and slabs.
  *
- * Files made here: contiguous layout, early allocation, no fill, no filters, little-endian float32, no time
- * stamps, so that the same contents give the same bytes. In such a file every element has a place that is known
- * beforehand: HDF5 is asked once for the file's form (sk_h5_form), and from then on any thread of any rank may
- * write such files by pwrite alone.
+ * Files made here: contiguous layout or blocks of columns (below), early allocation, no fill, no filters,
+ * little-endian float32, no time stamps, so that the same contents give the same bytes. In such a file every element
+ * has a place that is known beforehand: HDF5 is asked once for the file's form (sk_h5_form), and from then on any
+ * thread of any rank may write such files by pwrite alone.
  *
  * Files read here are refused unless every dataset asked for is exactly as above (shape included): no
- * external or virtual storage, no filters, no links out of the file. */
+ * external or virtual storage, no filters, no links out of the file. Their layout may differ. */
 #ifndef SK_H5_H
 #define SK_H5_H
 #include "src/agree.h"
@@ -19,6 +19,8 @@ typedef struct sk_dset {
   const char *name; /* e.g. "params/model.embed_tokens.weight"; not owned */
   int rank;         /* 1 .. SK_MAX_DIMS */
   int64_t dim[SK_MAX_DIMS];
+  int64_t block; /* of new files: 0, or a divisor of the last of two dimensions: the file keeps so many columns of all
+                    rows together (a chunk of HDF5's, below 4 GiB), as whoever has only these writes them */
 } sk_dset;
 
 /* One rank's part of a dataset. Parts of different ranks do not overlap when writing. */
@@ -46,7 +48,8 @@ typedef struct sk_h5_piece {
 } sk_h5_piece;
 typedef struct sk_h5_form {
   int64_t size;    /* bytes of the file */
-  int64_t *offset; /* [datasets] where its elements begin; they follow in row-major order, little-endian float32 */
+  int *first;      /* [datasets + 1] places before each dataset's: it has one, or one for each block of columns */
+  int64_t *offset; /* [places] where the elements begin; they follow in row-major order, little-endian float32 */
   int n_piece;
   sk_h5_piece *piece; /* HDF5's own structures; what lies between pieces and elements is zero */
 } sk_h5_form;
@@ -56,6 +59,8 @@ typedef struct sk_h5_form {
  * NULL. `name` is for messages. */
 int sk_h5_form_make(const char *name, int n_dset, const sk_dset *dset, const char *const *attrs, sk_h5_form *form,
                     sk_err *e);
+/* Not collective. A form whose places are still to be filled in, without pieces. */
+void sk_h5_form_empty(int n_dset, const sk_dset *dset, sk_h5_form *form);
 void sk_h5_form_free(sk_h5_form *form);
 
 /* Collective over comm. Checks every dataset of the list, then fills in this rank's slabs. */
@@ -72,7 +77,7 @@ int64_t sk_h5_create(const char *path, sk_err *e);
 int64_t sk_h5_open(const char *path, sk_err *e);
 int sk_h5_close(int64_t file);
 
-/* Not collective. A creation property list for datasets (contiguous, early, no fill, no times). */
+/* Not collective. A creation property list for datasets (early, no fill, no times). */
 int64_t sk_h5_dset_plist(void);
 
 /* Collective over comm, which agrees on errors. An existing file for all ranks together. */

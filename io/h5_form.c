@@ -29,33 +29,45 @@ static void create_groups(hid_t file, const char *name, const char *path, sk_err
   H5Pclose(gcpl);
 }
 
-static void create_dsets(hid_t file, const char *path, int n, const sk_dset *dset, int64_t *offset, sk_err *e) {
+/* Where block k of the columns begins in the file; k = 0: the whole of a contiguous dataset. */
+static haddr_t place(hid_t d, const sk_dset *of, int k) {
+  const hsize_t start[] = {0, (hsize_t)(k * of->block)};
+  haddr_t at = HADDR_UNDEF;
+  hsize_t bytes;
+  unsigned filters;
+  if (!of->block) return H5Dget_offset(d);
+  return H5Dget_chunk_info_by_coord(d, start, &filters, &at, &bytes) < 0 ? HADDR_UNDEF : at;
+}
+
+static void create_dset(hid_t file, const char *path, const sk_dset *dset, int places, int64_t *offset, sk_err *e) {
   hid_t plist = sk_h5_dset_plist();
-  for (int i = 0; i < n && !e->code; i++) {
-    hsize_t dim[SK_MAX_DIMS];
-    int64_t size = sizeof(float);
-    for (int k = 0; k < dset[i].rank; k++) {
-      SK_CHECK(sk_mul(size, dset[i].dim[k], &size), "%s: too large", dset[i].name);
-      dim[k] = (hsize_t)dset[i].dim[k];
-    }
-    create_groups(file, dset[i].name, path, e);
-    hid_t space = H5Screate_simple(dset[i].rank, dim, NULL);
-    hid_t d = H5Dcreate2(file, dset[i].name, H5T_IEEE_F32LE, space, H5P_DEFAULT, plist, H5P_DEFAULT);
-    haddr_t at = d < 0 ? HADDR_UNDEF : H5Dget_offset(d);
-    if (d < 0 || (at == HADDR_UNDEF && size > 0)) sk_h5_fail(e, path, "written");
-    offset[i] = at == HADDR_UNDEF ? 0 : (int64_t)at;
-    if (d >= 0) H5Dclose(d);
-    H5Sclose(space);
+  hsize_t dim[SK_MAX_DIMS];
+  int64_t size = sizeof(float);
+  for (int k = 0; k < dset->rank; k++) {
+    SK_CHECK(sk_mul(size, dset->dim[k], &size), "%s: too large", dset->name);
+    dim[k] = (hsize_t)dset->dim[k];
   }
+  create_groups(file, dset->name, path, e);
+  if (dset->block) H5Pset_chunk(plist, 2, (const hsize_t[]){dim[0], (hsize_t)dset->block});
+  hid_t space = H5Screate_simple(dset->rank, dim, NULL);
+  hid_t d = H5Dcreate2(file, dset->name, H5T_IEEE_F32LE, space, H5P_DEFAULT, plist, H5P_DEFAULT);
+  for (int k = 0; k < places && !e->code; k++) {
+    haddr_t at = d < 0 ? HADDR_UNDEF : place(d, dset, k);
+    if (d < 0 || (at == HADDR_UNDEF && size > 0)) sk_h5_fail(e, path, "written");
+    offset[k] = at == HADDR_UNDEF ? 0 : (int64_t)at;
+  }
+  if (d >= 0) H5Dclose(d);
+  H5Sclose(space);
   H5Pclose(plist);
 }
 
-static int make_file(const char *path, int n, const sk_dset *dset, const char *const *attrs, int64_t *offset,
+static int make_file(const char *path, int n, const sk_dset *dset, const char *const *attrs, sk_h5_form *form,
                      sk_err *e) {
   hid_t f = sk_h5_create(path, e);
   if (f < 0) return e->code;
   for (; attrs && attrs[0] && !e->code; attrs += 2) sk_h5_text_attr(f, path, attrs[0], attrs[1], e);
-  create_dsets(f, path, n, dset, offset, e);
+  for (int i = 0; i < n && !e->code; i++)
+    create_dset(f, path, &dset[i], form->first[i + 1] - form->first[i], form->offset + form->first[i], e);
   if (H5Fclose(f) < 0) sk_h5_fail(e, path, "written");
   return e->code;
 }
@@ -79,34 +91,34 @@ static void add_piece(sk_h5_form *f, int fd, int64_t at, int64_t end, const char
   if (pread(fd, p.data, p.n, at) != (ssize_t)p.n) sk_fs_fail(e, name, "read", errno);
 }
 
-/* What the file has between at and end, less the datasets' places (in ascending order, from *next). */
-static void add_between(sk_h5_form *f, int fd, int64_t at, int64_t end, int n, const extent *dset, int *next,
+/* What the file has between at and end, less the elements' places (in ascending order, from *next). */
+static void add_between(sk_h5_form *f, int fd, int64_t at, int64_t end, int n, const extent *place, int *next,
                         const char *name, sk_err *e) {
   while (at < end && !e->code) {
-    while (*next < n && dset[*next].end <= at) ++*next;
-    int64_t to = *next < n && dset[*next].at < end ? dset[*next].at : end;
+    while (*next < n && place[*next].end <= at) ++*next;
+    int64_t to = *next < n && place[*next].at < end ? place[*next].at : end;
     add_piece(f, fd, at, to, name, e);
-    at = *next < n && dset[*next].at < end ? dset[*next].end : end;
+    at = *next < n && place[*next].at < end ? place[*next].end : end;
   }
 }
 
 static void take_form(sk_h5_form *f, int fd, int n, const sk_dset *dset, const char *name, sk_err *e) {
-  extent *place = sk_calloc((size_t)n, sizeof *place);
-  int next = 0;
+  int next = 0, places = f->first[n];
+  extent *at = sk_calloc((size_t)places, sizeof *at);
   for (int i = 0; i < n; i++) {
     sk_slab whole = {0};
     memcpy(whole.count, dset[i].dim, sizeof whole.count);
-    place[i].at = f->offset[i];
-    place[i].end = place[i].at + (int64_t)sizeof(float) * sk_slab_count(&whole, dset[i].rank);
+    int64_t bytes = (int64_t)sizeof(float) * sk_slab_count(&whole, dset[i].rank) / (f->first[i + 1] - f->first[i]);
+    for (int k = f->first[i]; k < f->first[i + 1]; k++) at[k] = (extent){f->offset[k], f->offset[k] + bytes};
   }
-  qsort(place, (size_t)n, sizeof *place, by_place);
+  qsort(at, (size_t)places, sizeof *at, by_place);
   f->size = (int64_t)lseek(fd, 0, SEEK_END);
   // Only pages that were written exist.
-  for (off_t at = 0, end; !e->code && (at = lseek(fd, at, SEEK_DATA)) >= 0; at = end) {
-    end = lseek(fd, at, SEEK_HOLE);
-    add_between(f, fd, at, end, n, place, &next, name, e);
+  for (off_t data = 0, end; !e->code && (data = lseek(fd, data, SEEK_DATA)) >= 0; data = end) {
+    end = lseek(fd, data, SEEK_HOLE);
+    add_between(f, fd, data, end, places, at, &next, name, e);
   }
-  sk_free(place);
+  sk_free(at);
 }
 
 /* A new file in memory or on a local disk, which know about holes; -1 and errno. path is owned by the caller. */
@@ -126,7 +138,9 @@ static int scratch_file(char **path) {
 /* A limit on files or a full disk must not show inside of HDF5: it crashes at the end of the program when it could not
  * close a file. */
 static int check_room(int fd, int n, const sk_dset *dset, const char *name, sk_err *e) {
-  off_t structure = 65536 + 1024 * (off_t)n, size = structure;
+  off_t structure = 65536 + 1024 * (off_t)n, size;
+  for (int i = 0; i < n; i++) structure += dset[i].block ? 8192 : 0; // an index of the blocks
+  size = structure;
   for (int i = 0; i < n; i++) {
     sk_slab whole = {0};
     memcpy(whole.count, dset[i].dim, sizeof whole.count);
@@ -138,6 +152,17 @@ static int check_room(int fd, int n, const sk_dset *dset, const char *name, sk_e
   return SK_OK;
 }
 
+void sk_h5_form_empty(int n_dset, const sk_dset *dset, sk_h5_form *form) {
+  *form = (sk_h5_form){.first = sk_calloc((size_t)n_dset + 1, sizeof *form->first)};
+  for (int i = 0; i < n_dset; i++) {
+    const sk_dset *d = &dset[i];
+    SK_CHECK(!d->block || (d->rank == 2 && d->block > 0 && d->dim[1] % d->block == 0), "%s: blocks of %lld columns",
+             d->name, (long long)d->block);
+    form->first[i + 1] = form->first[i] + (d->block ? (int)(d->dim[1] / d->block) : 1);
+  }
+  form->offset = sk_calloc((size_t)form->first[n_dset], sizeof *form->offset);
+}
+
 int sk_h5_form_make(const char *name, int n_dset, const sk_dset *dset, const char *const *attrs, sk_h5_form *form,
                     sk_err *e) {
   *form = (sk_h5_form){0};
@@ -145,9 +170,9 @@ int sk_h5_form_make(const char *name, int n_dset, const sk_dset *dset, const cha
   char *path;
   int fd = scratch_file(&path);
   if (fd < 0) return sk_fs_fail(e, name, "laid out in /dev/shm, TMPDIR or /tmp", errno);
-  form->offset = sk_calloc((size_t)n_dset, sizeof *form->offset);
+  sk_h5_form_empty(n_dset, dset, form);
   if (check_room(fd, n_dset, dset, path, &why) == SK_OK &&
-      make_file(path, n_dset, dset, attrs, form->offset, &why) == SK_OK)
+      make_file(path, n_dset, dset, attrs, form, &why) == SK_OK)
     take_form(form, fd, n_dset, dset, path, &why);
   if (why.code) sk_fail(e, SK_FAILED, "%s: cannot be laid out: %.7000s", name, why.msg);
   unlink(path);
@@ -161,5 +186,6 @@ void sk_h5_form_free(sk_h5_form *form) {
   for (int i = 0; i < form->n_piece; i++) sk_free(form->piece[i].data);
   sk_free(form->piece);
   sk_free(form->offset);
+  sk_free(form->first);
   *form = (sk_h5_form){0};
 }

@@ -11,13 +11,15 @@ typedef struct file {
   sk_slab *slab;
 } file;
 
-static void add_dsets(file *f, const sk_registry *all, const char *group) {
+/* tp: ranks that have the same number of columns each write them in one piece. */
+static void add_dsets(file *f, const sk_registry *all, int tp, const char *group) {
   f->dset = sk_realloc(f->dset, (size_t)(f->n_dset + f->end - f->first) * sizeof *f->dset);
   for (int i = f->first; i < f->end; i++) {
     const sk_param *p = &all->p[i];
     sk_dset *d = &f->dset[f->n_dset++];
     *d = (sk_dset){.name = sk_strf("%s/%s", group, p->name), .rank = p->rank};
     memcpy(d->dim, p->dim, (size_t)p->rank * sizeof *d->dim);
+    if (tp > 1 && p->col_units && p->col_units % tp == 0) d->block = p->dim[1] / tp;
   }
 }
 
@@ -42,7 +44,7 @@ static void add_slab(file *f, const sk_registry *r, const sk_run_of_rows *run, i
 static void add_group(file *f, const sk_engine *g, const char *group, float *values, bool all) {
   const sk_registry *r = g->ctx.reg;
   int first = f->n_dset;
-  add_dsets(f, &g->model.all, group);
+  add_dsets(f, &g->model.all, r->tp, group);
   f->slab = sk_realloc(f->slab, (size_t)(f->n_slab + r->n_runs) * sizeof *f->slab);
   for (int k = 0, run = 0; k < r->n_buckets; k++) {
     const sk_bucket *b = &r->bucket[k];

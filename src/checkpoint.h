@@ -1,6 +1,6 @@
 /* checkpoint.h: between the registry and the checkpoint files: which rows of which parameter this rank
- * owns. The files (io/ckpt.h) have Hugging Face's names and global shapes and do not depend on the
- * process grid. */
+ * owns. The files (io/ckpt.h) have Hugging Face's names and global shapes; of the process grid only the layout of
+ * matrices that tp cuts by columns depends, in blocks of columns. */
 #ifndef SK_CHECKPOINT_H
 #define SK_CHECKPOINT_H
 #include "io/ckpt.h"

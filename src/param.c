@@ -96,6 +96,7 @@ static void cut_columns(sk_registry *r, sk_param *p, const sk_param_spec *spec) 
   int64_t have, lo = sk_segment_units(s, r->tp, r->tp_rank, &have);
   SK_ASSERT(spec->n_seg == 1 && s->users == s->units);
   p->col = lo * s->width;
+  p->col_units = s->units;
   p->row_len = have * s->width;
   p->rows = p->dim[0];
   add_run(r, p, 0, p->rows, 0, r->tp_rank, r->tp_rank);

@@ -70,6 +70,7 @@ typedef struct sk_param {
   int64_t pad_row;       /* global row that starts at zero (embedding's padding index), -1: none */
   int64_t global_len;    /* elements of a global row */
   int64_t col;           /* first column of the shard */
+  int64_t col_units;     /* tp ranks share its columns out by so many equal parts; 0: they share the rows */
   int64_t rows, row_len; /* of the shard */
   int64_t offset, count; /* of the shard, elements in the flat index space */
   int64_t block_rows;

@@ -21,8 +21,8 @@
 enum { SETS = 4, FLOATS = 6000, FILES = 2 };
 
 static const sk_dset set[FILES][SETS] = {
-    {{"params/a", 2, {70, 30}}, {"params/b", 1, {7}}, {"params/c", 3, {6, 1, 4}}, {"params/d", 1, {1}}},
-    {{"m/a", 2, {70, 30}}, {"m/b", 1, {7}}, {"v/a", 2, {30, 20}}, {"v/b", 1, {7}}}};
+    {{"params/a", 2, {70, 30}, 0}, {"params/b", 1, {7}, 0}, {"params/c", 3, {6, 1, 4}, 0}, {"params/d", 1, {1}, 0}},
+    {{"m/a", 2, {70, 30}, 0}, {"m/b", 1, {7}, 0}, {"v/a", 2, {30, 20}, 20}, {"v/b", 1, {7}, 0}}};
 static const char *const file_name[FILES] = {"model.h5", "optimizer.h5"};
 
 /* Faults at rest, after those of the shim. */
