@@ -46,7 +46,7 @@ int sk_ckpt_lied(const char *path, const char *where, sk_err *e);
 
 enum { SK_CKPT_WORKERS = 4 };
 
-/* Collective. How many threads of each rank write: half of the node's cores, shared among its ranks, at most
+/* Collective. How many threads of each rank write: a quarter of the node's cores, shared among its ranks, at most
  * SK_CKPT_WORKERS. *first: this rank is the first one of its node. */
 int sk_ckpt_workers(MPI_Comm comm, bool *first);
 

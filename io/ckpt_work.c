@@ -39,7 +39,7 @@ int sk_ckpt_workers(MPI_Comm comm, bool *first) {
   SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &all, sizeof all, MPI_BYTE, MPI_BOR, node));
   SK_MPI(MPI_Comm_free(&node));
   *first = rank == 0;
-  int n = CPU_COUNT(&all) / (2 * ranks);
+  int n = CPU_COUNT(&all) / (4 * ranks);
   return n < 1 ? 1 : n < SK_CKPT_WORKERS ? n : SK_CKPT_WORKERS;
 }
 
