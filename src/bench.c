@@ -16,7 +16,7 @@ typedef struct options {
   char **set, **names;
   int n_set, n_names;
   int64_t repeat, warmup;
-  bool no_overlap;
+  bool no_overlap, brief;
 } options;
 
 static const struct {
@@ -24,7 +24,7 @@ static const struct {
   int (*run)(sk_bench *b, sk_err *e); /* NULL: io, which has an argument more */
 } bench[] = {{"ops", sk_bench_ops}, {"layer", sk_bench_layer}, {"step", sk_bench_step}, {"comm", sk_bench_comm}, {"io", NULL}};
 
-enum { O_SET = 256, O_JSON, O_REPEAT, O_WARMUP, O_FOLDER, O_NO_OVERLAP };
+enum { O_SET = 256, O_JSON, O_REPEAT, O_WARMUP, O_FOLDER, O_NO_OVERLAP, O_BRIEF };
 
 static int usage(sk_err *e, const char *what) {
   return sk_fail(e, SK_USAGE, "saker bench: %s\nTry: saker help bench", what);
@@ -43,7 +43,8 @@ static int parse(int argc, char **argv, options *o, sk_err *e) {
   static const struct option opts[] = {{"input", 1, 0, 'i'},          {"set", 1, 0, O_SET},
                                        {"json", 1, 0, O_JSON},        {"repeat", 1, 0, O_REPEAT},
                                        {"warmup", 1, 0, O_WARMUP},    {"folder", 1, 0, O_FOLDER},
-                                       {"no-overlap", 0, 0, O_NO_OVERLAP}, {0}};
+                                       {"no-overlap", 0, 0, O_NO_OVERLAP}, {"brief", 0, 0, O_BRIEF},
+                                       {0}};
   int code;
   while (!e->code && (code = getopt_long(argc, argv, ":i:", opts, NULL)) != -1) {
     switch (code) {
@@ -52,6 +53,7 @@ static int parse(int argc, char **argv, options *o, sk_err *e) {
       case O_JSON: o->json = optarg; break;
       case O_FOLDER: o->folder = optarg; break;
       case O_NO_OVERLAP: o->no_overlap = true; break;
+      case O_BRIEF: o->brief = true; break;
       case O_REPEAT: number(optarg, 1, &o->repeat, e); break;
       case O_WARMUP: number(optarg, 0, &o->warmup, e); break;
       default:
@@ -178,7 +180,7 @@ int sk_bench_run(MPI_Comm comm, int argc, char **argv, sk_err *e) {
   if (parse(argc - 1, argv + 1, &o, e) == SK_OK &&
       (!o.deck || sk_config_read(comm, o.deck, o.n_set, o.set, &cfg, e) == SK_OK)) {
     name = model_name(&o);
-    b.model = name, b.cfg = o.deck ? &cfg : NULL, b.repeat = o.repeat, b.warmup = o.warmup, b.no_overlap = o.no_overlap;
+    b.model = name, b.cfg = o.deck ? &cfg : NULL, b.repeat = o.repeat, b.warmup = o.warmup, b.no_overlap = o.no_overlap, b.brief = o.brief;
     b.names = o.names, b.n_names = o.n_names;
     b.results = b.rank == 0 ? json_array() : NULL;
     if (run_bench(&b, &o, e) == SK_OK && o.json) write_json(&b, o.json, e);

@@ -16,6 +16,7 @@ typedef struct sk_bench {
   const char *command;      /* how to run this again */
   int64_t repeat, warmup;
   bool no_overlap;          /* step: every exchange is waited for at once */
+  bool brief;               /* step: its time alone, not what it is made of */
   char **names;             /* ops: those asked for */
   int n_names;
   const sk_ops *op;

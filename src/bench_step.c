@@ -219,12 +219,28 @@ static double peak_gib(const sk_engine *g) {
   return used ? (double)used / (1 << 30) : sk_peak_gib();
 }
 
+/* What the step is made of; each: as for report. */
+static void details(sk_bench *b, state *s, const double each[3], json_t *o) {
+  double branch[2], gemm_pct;
+  json_object_set_new(o, "ops", breakdown(b, s, each[1], branch, &gemm_pct));
+  json_object_set_new(o, "gemm_pct", json_real(gemm_pct));
+  if (s->branches) {
+    double hidden = each[0] - each[1];
+    sk_say("\nA mixer's branches, ms per step: attention %.1f and Mamba %.1f alone, %.1f together, %.1f hidden",
+           1e3 * branch[0], 1e3 * branch[1], 1e3 * (branch[0] + branch[1] - hidden), 1e3 * hidden);
+    json_object_set_new(o, "branches", json_pack("{s:f, s:f, s:f, s:f}", "attention_ms", 1e3 * branch[0], "mamba_ms",
+                                                 1e3 * branch[1], "together_ms",
+                                                 1e3 * (branch[0] + branch[1] - hidden), "hidden_ms", 1e3 * hidden));
+  }
+  if (b->ranks > 1) json_object_set_new(o, "exchanges", exchanges(b, s, each + 1));
+}
+
 /* each[0]: seconds of a step with the branches one after the other, [1]: on two streams, [2]: with every exchange
  * waited for at once, 0 where that was not measured. */
 static void report(sk_bench *b, state *s, const double each[3]) {
   const sk_config *c = b->cfg;
   const sk_engine *g = &s->engine;
-  double seconds = each[1], branch[2];
+  double seconds = each[1];
   double tokens = (double)(c->train.global_batch * c->data.sequence), T = (double)c->data.sequence;
   double flops = 3 * sk_model_flops(c, (int64_t)T) * tokens / seconds, gib = peak_gib(g);
   const char *device = g->ctx.op->describe(g->ctx.dev);
@@ -249,20 +265,9 @@ static void report(sk_bench *b, state *s, const double each[3]) {
   json_object_set_new(o, "overlap", json_boolean(!b->no_overlap));
   if (each[2] > 0) json_object_set_new(o, "no_overlap_step_ms", json_real(1e3 * each[2]));
   utilization(b, s, flops, o);
-  double gemm_pct;
-  json_object_set_new(o, "ops", breakdown(b, s, seconds, branch, &gemm_pct));
-  json_object_set_new(o, "gemm_pct", json_real(gemm_pct));
-  if (s->branches) {
-    double hidden = each[0] - each[1];
-    sk_say("\nA mixer's branches, ms per step: attention %.1f and Mamba %.1f alone, %.1f together, %.1f hidden",
-           1e3 * branch[0], 1e3 * branch[1], 1e3 * (branch[0] + branch[1] - hidden), 1e3 * hidden);
-    json_object_set_new(o, "branches", json_pack("{s:f, s:f, s:f, s:f}", "attention_ms", 1e3 * branch[0], "mamba_ms",
-                                                 1e3 * branch[1], "together_ms",
-                                                 1e3 * (branch[0] + branch[1] - hidden), "hidden_ms", 1e3 * hidden));
-  }
-  if (b->ranks > 1) json_object_set_new(o, "exchanges", exchanges(b, s, each + 1));
+  if (!b->brief) details(b, s, each, o);
   if (!b->results) json_decref(o);
-  sk_timer_print(&s->timer, s->grid.world);
+  if (!b->brief) sk_timer_print(&s->timer, s->grid.world);
 }
 
 /* Seconds of a step with every exchange waited for at once. */
@@ -289,10 +294,10 @@ int sk_bench_step(sk_bench *b, sk_err *e) {
     sk_stream *second = ctx->branch ? ctx->branch->st : NULL;
     s.branches = second != NULL;
     if (second) ctx->branch->st = ctx->st; /* from here on one after the other */
-    seconds[0] = second ? measure(b, &s) : seconds[1];
+    seconds[0] = second && !b->brief ? measure(b, &s) : seconds[1];
     if (b->no_overlap) sk_overlap_close();
     if (second) ctx->branch->st = second;
-    if (b->ranks > 1 && !b->no_overlap) seconds[2] = measure_without(b, &s);
+    if (b->ranks > 1 && !b->no_overlap && !b->brief) seconds[2] = measure_without(b, &s);
     report(b, &s, seconds);
     sk_engine_close(&s.engine);
   }

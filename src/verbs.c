@@ -327,6 +327,7 @@ const sk_verb sk_verbs[] = {
      "  --repeat N          measurements, of which the median counts (comm: the best) (7)\n"
      "  --warmup N          unmeasured calls before (2)\n"
      "  --no-overlap        step: every exchange between ranks is waited for at once; the same bits, slower\n"
+     "  --brief             step: its time alone, not what it is made of: in a fourth of the time\n"
      "  --folder DIR        io: where the files go (.)\n"
      "  --json FILE         the results as a list of objects; -: to the screen\n",
      sk_bench_run},

@@ -193,8 +193,8 @@ def bench(run, part, what, ranks, axes, keys, base=None):
         return run.add(part, what, None, "no time left")
     out = run.folder / "step.json"
     out.unlink(missing_ok=True)
-    code, output = run.launch(ranks, "bench", "step", "-i", HERE / "input" / "bench.yaml", "--repeat", 3, "--warmup", 2,
-                              "--json", out, *grid(**axes), *sets(run__device=run.args.device, **keys))
+    code, output = run.launch(ranks, "bench", "step", "-i", HERE / "input" / "bench.yaml", "--brief", "--repeat", 3,
+                              "--warmup", 2, "--json", out, *grid(**axes), *sets(run__device=run.args.device, **keys))
     if code != 0 or not out.exists():
         return run.failed(part, what, code, output)
     o = json.loads(out.read_text())[0]
