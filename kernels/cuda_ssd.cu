@@ -43,12 +43,20 @@ __global__ void prepare(ssd_call c) {
 
 // ---- walk ----
 
+// Waits for all loads but those of the last N commits.
+template <int N>
+__device__ inline void cp_async_wait_but(void) {
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// Narrow parts are for few blocks, which wait for memory unless two loads are under way.
 template <int NW>
 struct walk_memory {
+  enum { STAGES = NW == 64 ? 3 : 2 };
   struct {
     bf16 u[SSD_TOKENS * SSD_ROWS], v[SSD_TOKENS * NW]; // v in panels
     float2 steps[SSD_TOKENS], none[SSD_TOKENS];        // none: the rest of 1024 bytes
-  } in[2];
+  } in[STAGES];
   bf16 turn[SSD_ROWS * NW];
 };
 
@@ -93,7 +101,6 @@ __device__ inline void walk_load(const ssd_call &c, const ssd_walk &w, const wal
   load_panels<NW, 64, SSD_THREADS>(in.v, w.v + row * c.ld + (int64_t)a.group * c.N + a.n0, c.ld, n,
                                    a.n, c.wide_B);
   load_steps(in.steps, c.steps + (((int64_t)a.seq * c.nh + a.h) * c.tiles + k) * SSD_TOKENS);
-  cp_async_commit();
 }
 
 // A warp starts to load its rows of its part of a state to `turn`.
@@ -107,7 +114,6 @@ __device__ inline void load_other(const ssd_call &c, const walk_part &a, const b
     bool here = row < a.p && a.n0 + 8 * chunk < c.stateN;
     cp_async16(turn + tile_at<NW>(row, chunk), here ? S + row * c.stateN + 8 * chunk : S, here);
   }
-  cp_async_commit();
 }
 
 // <Z, S> over the warp's rows; S is in `turn`.
@@ -177,16 +183,24 @@ __global__ void __launch_bounds__(SSD_THREADS, 3) walk(ssd_call c, ssd_walk w) {
   float S[NW / 8][4];
   clear(S);
   if (w.in && from == 0) each_element<NW>(c, a, S, [&](int64_t i, float &s) { s = w.in[at + i]; });
-  walk_load(c, w, a, w.back ? chunks - 1 : from, m, 0);
+  constexpr int STAGES = walk_memory<NW>::STAGES;
+  auto at_step = [&](int i) { return w.back ? chunks - 1 - i : from + i; };
   if (w.meet)
     load_other<NW>(
         c, a, w.S + (states + (int64_t)((chunks - 1) / SSD_PER) * c.nh) * c.state + place, m.turn);
-  for (int i = 0; i < chunks; i++) {
-    int k = w.back ? chunks - 1 - i : from + i, next = w.back ? k - 1 : k + 1;
-    cp_async_wait();
+  for (int i = 0; i < STAGES - 1; i++) {
+    if (i < chunks) walk_load(c, w, a, at_step(i), m, i);
+    cp_async_commit();
+  }
+  for (int i = 0, stage = 0; i < chunks; i++, stage = stage + 1 < STAGES ? stage + 1 : 0) {
+    int k = at_step(i), ahead = i + STAGES - 1;
+    if (i < 2)
+      cp_async_wait(); // for S, which may be needed twice in a row
+    else
+      cp_async_wait_but<STAGES - 2>();
     wg_publish();
     __syncthreads();
-    if (i + 1 < chunks) walk_load(c, w, a, next, m, (i + 1) % 2);
+    if (ahead < chunks) walk_load(c, w, a, at_step(ahead), m, (stage + STAGES - 1) % STAGES);
     if (w.states && (w.back ? k % SSD_PER == SSD_PER - 1 || i == 0 : k % SSD_PER == 0)) {
       int64_t slot = states + (int64_t)(k / SSD_PER) * c.nh;
       if (w.meet) {
@@ -198,7 +212,8 @@ __global__ void __launch_bounds__(SSD_THREADS, 3) walk(ssd_call c, ssd_walk w) {
       if (w.meet && k >= SSD_PER)
         load_other<NW>(c, a, w.S + (slot - c.nh) * c.state + place, m.turn);
     }
-    if (i + 1 < chunks || w.out) walk_step<NW>(S, m, i % 2, w.back);
+    cp_async_commit();
+    if (i + 1 < chunks || w.out) walk_step<NW>(S, m, stage, w.back);
   }
   if (!w.out) return;
   at += (int64_t)blockIdx.y * c.b * c.nh * c.P * c.N;

@@ -224,6 +224,15 @@ __device__ inline void read_side(const ssd_call &c, const ssd_grad_call &o, int 
     start_xyt<4>(F, m.s.u[turn] + w * PANEL, m.v + w * PANEL);
     start_xyt<4>(G, m.s.u[turn] + PANEL, m.v + w * 32 * 64);
     wg_commit();
+    if (i + 1 < items) load_side<NN, false>(c, o, a, slice_at(c, group, i + 1), m.s, 1 - turn);
+    wg_wait<0>();
+    wg_done(F);
+    wg_done(G);
+    __syncthreads(); // nobody needs v and the sums over columns any more
+    if (i + 1 < items) load_v<NN, false>(c, a, slice_at(c, group, i + 1), m.v);
+    cp_async_commit();
+    float own[16], early[8];
+    own_block(F, m.R[w], m.E[w], steps + 64 * w, sum, own);
     uint32_t fu[4][4];
     {
       float end = w ? steps[SSD_TOKENS - 1].x : 0.0f;
@@ -234,15 +243,6 @@ __device__ inline void read_side(const ssd_call &c, const ssd_grad_call &o, int 
     wg_begin();
     start_through_state<NN>(du, fu, m.s.W[turn]);
     wg_commit();
-    if (i + 1 < items) load_side<NN, false>(c, o, a, slice_at(c, group, i + 1), m.s, 1 - turn);
-    wg_wait<1>(); // dC's products run on
-    wg_done(F);
-    wg_done(G);
-    __syncthreads(); // nobody needs v and the sums over columns any more
-    if (i + 1 < items) load_v<NN, false>(c, a, slice_at(c, group, i + 1), m.v);
-    cp_async_commit();
-    float own[16], early[8];
-    own_block(F, m.R[w], m.E[w], steps + 64 * w, sum, own);
     early_block(G, Re, m.E[w], steps + 64, steps + 32 * w, steps[SSD_TOKENS - 1].x, sum, early);
     put_columns(own, early, m.column[w][warp_here()], s.first);
     wg_wait<0>();
@@ -259,7 +259,12 @@ __device__ inline void read_side(const ssd_call &c, const ssd_grad_call &o, int 
   flush_columns(c, o, a, s.h, m.column);
   int64_t place = (int64_t)task * c.G + group;
   put_E(o.w.E + place * 3 * PANEL, m.E[w]);
-  close_side<NN, false>(c, o, a, task, group, m.s, du);
+  __syncthreads();
+  load_inner<NN, false>(c, o, a, task, group, m.s);
+  cp_async_commit();
+  arrive();
+  add_inner<NN, false>(du, m.s);
+  put_side<NN>(c, o, a, o.dC, group, m.s, du);
 }
 
 } // namespace

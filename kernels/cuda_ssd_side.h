@@ -145,27 +145,27 @@ __device__ inline float over_columns(float x) {
   return x + __shfl_xor_sync(~0u, x, 2);
 }
 
-// dC += E B, or dB += E^T C, and to memory; E is there.
+// Starts to load E, and B or C, the other one than U.
 template <int NN, bool WRITE>
-__device__ inline void close_side(const ssd_call &c, const ssd_grad_call &o, const wide_chunk &a,
-                                  int task, int group, side_memory<NN> &m, sums_of<NN> &du) {
-  constexpr int TILE = side_memory<NN>::TILE, H = sums_of<NN>::H, W = NN / H;
-  int w = group_here();
-  int64_t at = a.row * c.ld + (int64_t)group * c.N;
-  const bf16 *from = o.w.E + ((int64_t)task * c.G + group) * 3 * PANEL;
-  bf16 *E = m.u[0], *V = m.W[0];
-  __syncthreads();
+__device__ inline void load_inner(const ssd_call &c, const ssd_grad_call &o, const wide_chunk &a,
+                                  int task, int group, side_memory<NN> &m) {
+  const bf16 *E = o.w.E + ((int64_t)task * c.G + group) * 3 * PANEL;
   for (int k = 0; k < 3; k++)
-    load_panels<64, 64, CHUNK_THREADS>(E + k * PANEL, from + k * PANEL, 64, 64, 64, true);
-  load_panels<NN, CHUNK_TOKENS, CHUNK_THREADS>(V, (const bf16 *)(WRITE ? c.C : c.B) + at, c.ld, a.n,
-                                               c.N, c.wide_B);
-  cp_async_commit();
-  arrive();
+    load_panels<64, 64, CHUNK_THREADS>(m.u[0] + k * PANEL, E + k * PANEL, 64, 64, 64, true);
+  load_panels<NN, CHUNK_TOKENS, CHUNK_THREADS>(
+      m.W[0], (const bf16 *)(WRITE ? c.C : c.B) + a.row * c.ld + (int64_t)group * c.N, c.ld, a.n,
+      c.N, c.wide_B);
+}
+
+// du += E B, or E^T C.
+template <int NN, bool WRITE>
+__device__ inline void add_inner(sums_of<NN> &du, const side_memory<NN> &m) {
+  int w = group_here();
 #pragma unroll 1
   for (int tile = WRITE ? w : 0; tile <= (WRITE ? 1 : w); tile++) {
-    const bf16 *e = E + (w + tile) * PANEL;
-    uint32_t p[4][4], rows = rows_address<64>(e, 16 * warp_here()),
-                      columns = columns_address<64>(e, 0);
+    const bf16 *E = m.u[0] + (w + tile) * PANEL;
+    uint32_t p[4][4], rows = rows_address<64>(E, 16 * warp_here()),
+                      columns = columns_address<64>(E, 0);
 #pragma unroll
     for (int k = 0; k < 4; k++) {
       if (WRITE)
@@ -174,16 +174,25 @@ __device__ inline void close_side(const ssd_call &c, const ssd_grad_call &o, con
         ldmatrix(p[k], further<64>(rows, 0, 2 * k));
     }
     wg_begin();
-    start_through_state<NN>(du, p, V + tile * TILE);
+    start_through_state<NN>(du, p, m.W[0] + tile * side_memory<NN>::TILE);
     wg_commit();
     wg_wait<0>();
     done(du);
   }
-  bf16 *to = (WRITE ? o.dB : o.dC) + at + (int64_t)64 * w * c.ld;
+}
+
+// dB or dC to memory, by way of U.
+template <int NN>
+__device__ inline void put_side(const ssd_call &c, const ssd_grad_call &o, const wide_chunk &a,
+                                bf16 *to, int group, side_memory<NN> &m, const sums_of<NN> &du) {
+  constexpr int H = sums_of<NN>::H, W = NN / H;
+  int w = group_here();
+  to += (a.row + 64 * w) * c.ld + (int64_t)group * c.N;
+  __syncthreads();
 #pragma unroll
   for (int h = 0; h < H; h++)
-    store_rows<W>(to + W * h, c.ld, m.U + w * TILE + 64 * W * h, du.c[h], 16 * warp_here(), 0,
-                  a.n - 64 * w, c.N - W * h, o.wide_dB);
+    store_rows<W>(to + W * h, c.ld, m.U + w * side_memory<NN>::TILE + 64 * W * h, du.c[h],
+                  16 * warp_here(), 0, a.n - 64 * w, c.N - W * h, o.wide_dB);
 }
 
 } // namespace

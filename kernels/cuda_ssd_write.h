@@ -82,17 +82,18 @@ __device__ inline void put_inputs(const ssd_call &c, const ssd_grad_call &o, con
   store_rows<64>(to, c.ld, turn, y, 16 * warp_here(), 0, a.n - 64 * w, s.p, o.wide_dx);
 }
 
+// B C^T, and dB = E^T C to begin with.
 template <int NN>
-__device__ inline void write_open(const ssd_call &c, const wide_chunk &a, int64_t at,
-                                  write_memory<NN> &m) {
+__device__ inline void write_open(const ssd_call &c, const ssd_grad_call &o, const wide_chunk &a,
+                                  int task, int group, write_memory<NN> &m, sums_of<NN> &dB) {
   constexpr int TILE = side_memory<NN>::TILE;
   int w = group_here(), thread = thread_here() % 128;
-  load_panels<NN, CHUNK_TOKENS, CHUNK_THREADS>(m.s.U, (const bf16 *)c.B + at, c.ld, a.n, c.N,
-                                               c.wide_B);
-  load_panels<NN, CHUNK_TOKENS, CHUNK_THREADS>(m.s.W[0], (const bf16 *)c.C + at, c.ld, a.n, c.N,
-                                               c.wide_B);
+  load_panels<NN, CHUNK_TOKENS, CHUNK_THREADS>(
+      m.s.U, (const bf16 *)c.B + a.row * c.ld + (int64_t)group * c.N, c.ld, a.n, c.N, c.wide_B);
+  load_inner<NN, true>(c, o, a, task, group, m.s);
   cp_async_commit();
   arrive();
+  add_inner<NN, true>(dB, m.s);
 #pragma unroll 1
   for (int late = 0; late < (w ? 1 : 2); late++) { // then block 10
     float R[8][4];
@@ -118,8 +119,8 @@ __device__ inline void write_side(const ssd_call &c, const ssd_grad_call &o, int
   constexpr int TILE = side_memory<NN>::TILE;
   wide_chunk a = wide_at(c, o, task);
   int w = group_here(), items = c.heads * c.slices, thread = thread_here() % 128;
-  write_open<NN>(c, a, a.row * c.ld + (int64_t)group * c.N, m);
   sums_of<NN> du = {};
+  write_open<NN>(c, o, a, task, group, m, du);
   float state[2] = {}, own[2] = {};
   slice_of_head s = slice_at(c, group, 0);
   load_side<NN, true>(c, o, a, s, m.s, 0);
@@ -148,11 +149,7 @@ __device__ inline void write_side(const ssd_call &c, const ssd_grad_call &o, int
       out[half] = w ? left[half] : fast_exp2(end - step.x + later);
       f[half] = step.y * out[half];
     }
-    uint32_t fu[4][4], M[4][4], late[4][4];
-    faded_rows(fu, u, f);
-    wg_begin();
-    start_through_state<NN>(du, fu, m.s.W[turn]);
-    wg_commit();
+    uint32_t fu[4][4], M[4][4];
     if (i + 1 < items) {
       slice_of_head next = slice_at(c, group, i + 1);
       load_side<NN, true>(c, o, a, next, m.s, 1 - turn);
@@ -166,18 +163,23 @@ __device__ inline void write_side(const ssd_call &c, const ssd_grad_call &o, int
       else
         fade_own(M[k], m.R[w][k][thread], mine, k);
     }
-    wg_wait<1>(); // dB's products run on
+    wg_wait<0>();
     wg_done(y);
     float dot[2] = {};
     add_dots(dot, u, y);
     state[0] += f[0] * dot[0], state[1] += f[1] * dot[1];
     scale_rows(y, out);
     start_faded(y, M, v + w * PANEL);
+    faded_rows(fu, u, f);
+    wg_begin();
+    start_through_state<NN>(du, fu, m.s.W[turn]);
+    wg_commit();
+    wg_wait<1>(); // before M changes
     // The second warpgroup adds zeros: products in one branch alone would all be serialized.
     left[0] = w ? 0 : left[0], left[1] = w ? 0 : left[1];
 #pragma unroll
-    for (int k = 0; k < 4; k++) fade_late(late[k], m.R[2][k][thread], steps + 64, left, k);
-    start_faded(y, late, v + PANEL);
+    for (int k = 0; k < 4; k++) fade_late(M[k], m.R[2][k][thread], steps + 64, left, k);
+    start_faded(y, M, v + PANEL);
     wg_wait<0>();
     wg_done(y);
     done(du);
@@ -193,7 +195,7 @@ __device__ inline void write_side(const ssd_call &c, const ssd_grad_call &o, int
     }
     state[0] = state[1] = own[0] = own[1] = 0;
   }
-  close_side<NN, true>(c, o, a, task, group, m.s, du);
+  put_side<NN>(c, o, a, o.dB, group, m.s, du);
 }
 
 } // namespace
