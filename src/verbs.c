@@ -87,7 +87,8 @@ static int run_train(MPI_Comm comm, int argc, char **argv, sk_err *e) {
   while (!e->code && (code = getopt_long(argc, argv, ":i:", opts, NULL)) != -1)
     if (code == '?' || code == ':') bad_option(e, argv, code);
     else train_option(code, &o, set, e);
-  if (!e->code && optind < argc) usage_error(e, "train", "unexpected '%s'", argv[optind]);
+  if (!e->code && optind < argc)
+    usage_error(e, "train", o.deck ? "unexpected '%s'" : "a deck is given with -i: -i %s", argv[optind]);
   if (!e->code && !o.deck) usage_error(e, "train", "no deck: give -i DECK%s", NULL);
   if (!e->code) sk_train_run(comm, &o, e);
   sk_free(set);

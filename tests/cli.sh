@@ -20,6 +20,9 @@ ok $? "--help-keys PREFIX"
 "$SAKER" train --help-keys optimiser >keys 2>log
 [ $? = 2 ] && grep -q 'did you mean "optimizer"' log && ! [ -s keys ]
 ok $? "--help-keys with a prefix that no key has: exit code 2 and a proposal"
+"$SAKER" train my.yaml >log 2>&1
+[ $? = 2 ] && grep -q 'a deck is given with -i: -i my.yaml' log
+ok $? "train with a deck but no -i: exit code 2 and the cure"
 "$SAKER" tarin >log 2>&1
 [ $? = 2 ] && grep -q "did you mean 'train'" log
 ok $? "an unknown verb: exit code 2 and a proposal"
