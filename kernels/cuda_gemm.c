@@ -99,19 +99,21 @@ static void set(cublasLtMatmulPreference_t p, cublasLtMatmulPreferenceAttributes
 }
 
 // A kernel's tile and the shape of its clusters. Measured over the products of layers of the
-// 0.5B, 1.5B and 7B models on an H100 (docs/kernels.md), the first of these among the answers is
-// faster than the first answer, which is the one for lists without it.
+// 0.5B, 1.5B and 7B models on an H100 (docs/kernels.md), the first of these among the first `among`
+// answers is faster than the first answer, which is the one for lists without it.
 typedef struct liking {
-  int tile, cluster;
+  int tile, cluster, among;
 } liking;
-static const liking for_y[] = {{29, 3}, {201, 5}, {20, 3}, {0}},
-                    for_dx[] = {{29, 3}, {29, 5}, {20, 3}, {0}},
-                    for_dw[] = {{495, 5}, {23, 3}, {0}}, for_none[] = {{0}};
+static const liking for_y[] = {{29, 3, ANSWERS}, {201, 5, ANSWERS}, {20, 3, ANSWERS}, {197, 5, ANSWERS}, {0}},
+                    for_scores[] = {{197, 3, ANSWERS}, {0}},
+                    for_dx[] = {{29, 3, ANSWERS}, {29, 5, ANSWERS}, {20, 3, ANSWERS}, {0}},
+                    for_dw[] = {{495, 5, ANSWERS}, {23, 3, ANSWERS}, {0}},
+                    for_small_dw[] = {{495, 5, ANSWERS}, {20, 3, 5}, {23, 3, ANSWERS}, {0}}, for_none[] = {{0}};
 
 static const liking *likings(const key *k) {
   if (k->act != SK_BF16) return for_none;
-  if (k->ta) return for_dw;
-  if (k->tb) return k->ct == SK_BF16 ? for_y : for_none;
+  if (k->ta) return k->m * k->n <= 1 << 22 ? for_small_dw : for_dw;
+  if (k->tb) return k->ct == SK_BF16 ? for_y : for_scores;
   return k->k <= 3072 ? for_dx : for_none;
 }
 
@@ -128,7 +130,7 @@ static bool is(const cublasLtMatmulAlgo_t *algo, liking want) {
 
 static int best(const key *k, const cublasLtMatmulHeuristicResult_t *found, int n) {
   for (const liking *l = likings(k); l->tile; l++)
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < n && i < l->among; i++)
       if (is(&found[i].algo, *l)) return i;
   return 0;
 }

@@ -70,11 +70,16 @@ void *add_array(trial *t, const char *name, role r, kind k, int64_t rows, int64_
   *a = (array){.name = name, .role = r, .kind = k, .rows = rows, .cols = cols, .ld = ld};
   a->host = sk_calloc((size_t)elements(a) + 1, host_size(a));
   if (r == OUT || k == I32) return a->host;
-  for (int64_t i = 0; i < elements(a); i++) {
+  const uint64_t first = g_count; // many values: drawn in parallel, each by its number
+  const int64_t n = elements(a);
+  g_count += (uint64_t)n;
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < n; i++) {
+    double x = sk_normal(42, first + (uint64_t)i);
     if (k == F64)
-      ((double *)a->host)[i] = draw();
+      ((double *)a->host)[i] = x;
     else
-      ((float *)a->host)[i] = (float)draw();
+      ((float *)a->host)[i] = (float)x;
   }
   return a->host;
 }
