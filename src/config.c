@@ -279,7 +279,7 @@ static int find_folders(MPI_Comm comm, const char *deck, folders *f, sk_err *e) 
     if (!getcwd(f->cwd, sizeof f->cwd))
       sk_fail(e, SK_FAILED, "the working directory cannot be found: %s", strerror(errno));
     else if (!realpath(dir, f->deck))
-      sk_fail(e, SK_FAILED, "%s: cannot be opened: %s", deck, strerror(errno));
+      sk_fail(e, SK_USAGE, "%s: cannot be opened: %s", deck, strerror(errno));
     sk_free(dir);
   }
   if (sk_agree(comm, e)) return e->code;
@@ -327,7 +327,8 @@ int sk_config_read(MPI_Comm comm, const char *deck, int n_set, char *const *sets
   folders f;
   char *text;
   *c = (sk_config){0};
-  if (find_folders(comm, deck, &f, e) || read_text(comm, deck, &text, e)) return e->code;
+  if (find_folders(comm, deck, &f, e)) return e->code;
+  if (read_text(comm, deck, &text, e)) return e->code = SK_USAGE; // no deck is a wrong deck
   sk_reader r;
   begin(&r, c, deck);
   take_deck(&r, text, f.deck);

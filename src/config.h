@@ -82,8 +82,8 @@ typedef struct sk_config {
 
 /* Collective over comm. Rank 0 reads deck and hf_config and broadcasts. sets: n_set strings
  * "a.b=VALUE" applied in order. Reports all mistakes in one pass: each as file:line:column, the line,
- * a caret and the nearest known key. On error returns SK_USAGE (or SK_FAILED for an unreadable
- * file) on all ranks with e filled in, and *c is empty. sk_config_free releases what *c owns. */
+ * a caret and the nearest known key. On error, also for a deck that cannot be read, returns SK_USAGE on all
+ * ranks with e filled in, and *c is empty. sk_config_free releases what *c owns. */
 int sk_config_read(MPI_Comm comm, const char *deck, int n_set, char *const *sets, sk_config *c,
                    sk_err *e);
 void sk_config_free(sk_config *c);

@@ -70,9 +70,11 @@ for n in 1 2; do
   ranks $n train -i deck.yaml --stes 3
   [ $? = 2 ] && grep -q -e "'--stes'" log
   ok $? "$n ranks: unknown option"
-  ranks $n train -i missing.yaml
-  [ $? != 0 ] && grep -q 'missing.yaml' log
-  ok $? "$n ranks: a deck that is not there"
+  for deck in missing.yaml nowhere/missing.yaml .; do
+    ranks $n train -i $deck
+    [ $? = 2 ] && grep -q "$deck: cannot be" log
+    ok $? "$n ranks: a deck that cannot be read ($deck), exit code 2" || say_log log
+  done
 
   # --- the deck ---
   ranks $n train -i wrong.yaml
