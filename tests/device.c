@@ -1,10 +1,12 @@
 /* device.c: every op of the CUDA device against the CPU's, in fp32 and bf16, on odd and on large
  * shapes; what the device itself promises; small models trained on both. Without a GPU all of it is
- * skipped. Arguments name ops to try, and then nothing else runs:
- *   compute-sanitizer --tool racecheck tests/device.1 attention_grad ssd_grad */
+ * skipped. Arguments name ops to try, and then nothing else runs, and a number before them is the most
+ * elements of a trial, for tools that are slow:
+ *   compute-sanitizer --tool racecheck tests/device.1 4000000 attention_grad ssd_grad */
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include "tests/device_check.h"
 #include "tests/device_tap.h"
@@ -501,8 +503,10 @@ int main(int argc, char **argv) {
     MPI_Finalize();
     return 0;
   }
-  g_wanted = argv + 1;
-  g_wanted_count = argc - 1;
+  g_wanted_most = argc > 1 ? atoll(argv[1]) : 0;
+  int skip = g_wanted_most ? 2 : 1;
+  g_wanted = argv + skip;
+  g_wanted_count = argc - skip;
   for (int act = SK_F32; act <= SK_BF16; act++) {
     device_open((sk_dtype)act);
     if (act == SK_F32 && !g_wanted_count) {

@@ -12,6 +12,7 @@ sk_device *g_cpu_dev, *g_gpu_dev;
 sk_stream *g_cpu_stream, *g_gpu_stream;
 char **g_wanted;
 int g_wanted_count;
+int64_t g_wanted_most;
 static uint64_t g_count;
 
 double draw(void) {
@@ -205,9 +206,12 @@ static bool surroundings(const array *a, int64_t shift) {
   return good;
 }
 
-/* Whether the op, the first word of the name, is one of those asked for. */
-static bool wanted(const char *name) {
+/* Whether the op, the first word of the name, is one of those asked for, and the trial small enough. */
+static bool wanted(const trial *t, const char *name) {
   size_t n = strcspn(name, " ");
+  int64_t elements = 0;
+  for (int i = 0; i < t->n; i++) elements += t->a[i].rows * t->a[i].cols;
+  if (g_wanted_most && elements > g_wanted_most) return false;
   for (int i = 0; i < g_wanted_count; i++)
     if (strlen(g_wanted[i]) == n && memcmp(g_wanted[i], name, n) == 0) return true;
   return g_wanted_count == 0;
@@ -219,7 +223,7 @@ void run_trial(trial *t, call_fn call, const void *dims, const char *fmt, ...) {
   va_start(ap, fmt);
   vsnprintf(name, sizeof name, fmt, ap);
   va_end(ap);
-  if (!wanted(name)) {
+  if (!wanted(t, name)) {
     for (int i = 0; i < t->n; i++) sk_free(t->a[i].host);
     return;
   }

@@ -37,9 +37,10 @@ typedef void (*call_fn)(const sk_ops *op, sk_stream *s, void **p, const void *di
 extern const sk_ops *g_gpu;
 extern sk_device *g_cpu_dev, *g_gpu_dev;
 extern sk_stream *g_cpu_stream, *g_gpu_stream;
-/* The ops whose trials run; a count of 0: all. */
+/* The ops whose trials run; a count of 0: all. Trials of more elements do not run, unless this is 0. */
 extern char **g_wanted;
 extern int g_wanted_count;
+extern int64_t g_wanted_most;
 
 double draw(void); /* N(0, 1) */
 /* Opens the GPU for act elements of this type; closes it when open. Fatal on failure. */
