@@ -94,13 +94,12 @@ template <int NW>
 __device__ inline void walk_load(const ssd_call &c, const ssd_walk &w, const walk_part &a, int k,
                                  walk_memory<NW> &m, int turn) {
   auto &in = m.in[turn];
-  int first = k * SSD_TOKENS, n = min((int)SSD_TOKENS, c.T - first);
-  int64_t row = (int64_t)a.seq * c.T + first;
-  load_panels<64, 64, SSD_THREADS>(in.u, w.u + row * w.ldu + (int64_t)a.h * c.P + a.p0, w.ldu, n,
-                                   a.p, w.wide_u);
-  load_panels<NW, 64, SSD_THREADS>(in.v, w.v + row * c.ld + (int64_t)a.group * c.N + a.n0, c.ld, n,
-                                   a.n, c.wide_B);
-  load_steps(in.steps, c.steps + (((int64_t)a.seq * c.nh + a.h) * c.tiles + k) * SSD_TOKENS);
+  ssd_chunk t = chunk_of(c, a.seq, k, SSD_TOKENS);
+  load_panels<64, 64, SSD_THREADS>(in.u, w.u + t.row * w.ldu + (int64_t)a.h * c.P + a.p0, w.ldu,
+                                   t.n, a.p, w.wide_u);
+  load_panels<NW, 64, SSD_THREADS>(in.v, w.v + t.row * c.ld + (int64_t)a.group * c.N + a.n0, c.ld,
+                                   t.n, a.n, c.wide_B);
+  load_steps(in.steps, c.steps + steps_at(c, t, a.h));
 }
 
 // A warp starts to load its rows of its part of a state to `turn`.

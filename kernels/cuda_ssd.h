@@ -94,13 +94,17 @@ struct ssd_chunk {
   int64_t row;
 };
 
-static __device__ inline ssd_chunk chunk_at(const ssd_call &c, int task, int tokens) {
+static __device__ inline ssd_chunk chunk_of(const ssd_call &c, int seq, int k, int tokens) {
   ssd_chunk a;
-  a.seq = task / c.chunks, a.k = task % c.chunks;
+  a.seq = seq, a.k = k;
   a.first = a.k * tokens;
   a.n = min(tokens, c.T - a.first);
   a.row = (int64_t)a.seq * c.T + a.first;
   return a;
+}
+
+static __device__ inline ssd_chunk chunk_at(const ssd_call &c, int task, int tokens) {
+  return chunk_of(c, task / c.chunks, task % c.chunks, tokens);
 }
 
 // Fast path: the steps of a chunk.
@@ -162,16 +166,18 @@ static __device__ inline void load_panels(bf16 *to, const bf16 *from, int ld, in
     uint32_t at =
         shared_address(to) + (uint32_t)(chunk / 8 * PANEL + tile_at<64>(row, chunk % 8)) * 2;
     const bf16 *p = from + row * ld + chunk * 8;
-    bool full = n >= ROWS && cols >= W;
-    if (chunk * 8 >= cols) n = 0;
+    auto place = [&](int i) { return at + (uint32_t)(i / 64 * 64 * W + i % 64 * 64) * 2; };
+    bool here = chunk * 8 < cols;
+    if (!here) p = from + row * ld;
+    if (n >= ROWS) { // two loops, else every load is there twice, under a predicate
 #pragma unroll
-    for (int i = 0; i < ROWS; i += STEP, p += STEP * ld) {
-      uint32_t there = at + (uint32_t)(i / 64 * 64 * W + i % 64 * 64) * 2;
-      if (full)
-        cp_async16(there, p);
-      else
-        cp_async16(there, row + i < n ? p : from, row + i < n);
+      for (int i = 0; i < ROWS; i += STEP, p += STEP * ld) cp_async16(place(i), p, here);
+      return;
     }
+    if (!here) n = 0;
+#pragma unroll 1
+    for (int i = 0; i < ROWS; i += STEP, p += STEP * ld)
+      cp_async16(place(i), row + i < n ? p : from, row + i < n);
     return;
   }
 #pragma unroll 1
@@ -230,13 +236,16 @@ static __device__ inline void store_rows(bf16 *to, int ld, bf16 *tile, const flo
     stmatrix(further<W>(at, 0, chunk0 + i), p);
   }
   __syncwarp();
-  static_assert(NB <= 32 && NB % 8 == 0, "chunks of a row");
+  static_assert(NB == 8 || NB == 16, "chunks of a row");
   if (wide) {
+    constexpr int ROWS = 32 / NB; // at a time
+    int row = m0 + lane / NB, chunk = chunk0 + lane % NB, place = tile_at<W>(row, chunk);
+    bf16 *p = to + row * ld + chunk * 8;
+    if (chunk * 8 >= cols) n = 0;
 #pragma unroll
-    for (int i = 0; i < NB / 2; i++) {
-      int row = m0 + (32 * i + lane) / NB, chunk = chunk0 + (32 * i + lane) % NB;
-      if (row < n && chunk * 8 < cols)
-        *(uint4 *)(to + row * ld + chunk * 8) = *(const uint4 *)(tile + tile_at<W>(row, chunk));
+    for (int i = 0; i < 16; i += ROWS, p += ROWS * ld) {
+      uint4 x = *(const uint4 *)(tile + (place ^ i % 8 * 8) + i * W);
+      if (row + i < n) *(uint4 *)p = x;
     }
   } else {
 #pragma unroll 1

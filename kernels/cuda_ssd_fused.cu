@@ -81,6 +81,7 @@ __device__ inline void each_element(const ssd_call &c, const fused_slice &s, sum
 __device__ inline void put_scores(bf16 *M, const float (&R)[4][4], const float2 *steps, int j0) {
   int lane = thread_here() % 32, t = lane % 4, row = 16 * warp_here() + lane / 4;
   const float cs[2] = {steps[row].x, steps[row + 8].x};
+  int place = tile_at<64>(row, j0 / 8) + 2 * t; // the next chunks' differ in bits 3 and 4
 #pragma unroll
   for (int n = 0; n < 4; n++) {
     int j = j0 + 8 * n + 2 * t;
@@ -90,7 +91,7 @@ __device__ inline void put_scores(bf16 *M, const float (&R)[4][4], const float2 
       int i = row + 8 * half;
       float a = R[n][2 * half] * (fade(j <= i, cs[half], two.x) * two.y);
       float b = R[n][2 * half + 1] * (fade(j + 1 <= i, cs[half], two.z) * two.w);
-      *(uint32_t *)(M + tile_at<64>(i, j0 / 8 + n) + 2 * t) = pack2(a, b);
+      *(uint32_t *)(M + (place ^ 8 * n) + 8 * 64 * half) = pack2(a, b);
     }
   }
 }
@@ -145,11 +146,13 @@ __device__ inline void put_y(const ssd_call &c, bf16 *to, bf16 *turn, const floa
   }
   group_sync(1 + thread_here() / 128);
   if (c.wide_y) {
+    int row = thread_here() % 128 / 8, chunk = thread_here() % 8, place = tile_at<64>(row, chunk);
+    bf16 *p = to + row * c.ldy + chunk * 8;
+    if (chunk * 8 >= cols) n = 0;
 #pragma unroll
-    for (int k = 0; k < 4; k++) {
-      int row = 16 * k + thread_here() % 128 / 8, chunk = thread_here() % 8;
-      if (row < n && chunk * 8 < cols)
-        *(uint4 *)(to + row * c.ldy + chunk * 8) = *(const uint4 *)(turn + tile_at<64>(row, chunk));
+    for (int k = 0; k < 64; k += 16, p += 16 * c.ldy) {
+      uint4 x = *(const uint4 *)(turn + place + k * 64);
+      if (row + k < n) *(uint4 *)p = x;
     }
   } else {
 #pragma unroll 1
@@ -266,7 +269,7 @@ __global__ void __launch_bounds__(FUSED_THREADS, 1) fused(ssd_call c, fused_call
   const float *from =
       first == 0 ? o.S0 : o.states + (blockIdx.y - 1) * (int64_t)c.b * c.nh * c.P * c.N;
   if (from) each_element<NN>(c, s, S, [&](int64_t k, float &x) { x = from[at + k]; });
-  fused_load<NN>(c, chunk_at(c, seq * c.chunks + first, SSD_TOKENS), group, both, m, 0);
+  fused_load<NN>(c, chunk_of(c, seq, first, SSD_TOKENS), group, both, m, 0);
   cp_async_commit();
 #pragma unroll 1
   for (int k = first; k < end; k++) {
@@ -274,10 +277,9 @@ __global__ void __launch_bounds__(FUSED_THREADS, 1) fused(ssd_call c, fused_call
     cp_async_wait();
     wg_publish();
     __syncthreads();
-    fused_step<NN>(c, o, chunk_at(c, seq * c.chunks + k, SSD_TOKENS), s, D, S, m, turn, [&]() {
+    fused_step<NN>(c, o, chunk_of(c, seq, k, SSD_TOKENS), s, D, S, m, turn, [&]() {
       if (k + 1 < end)
-        fused_load<NN>(c, chunk_at(c, seq * c.chunks + k + 1, SSD_TOKENS), group, both, m,
-                       1 - turn);
+        fused_load<NN>(c, chunk_of(c, seq, k + 1, SSD_TOKENS), group, both, m, 1 - turn);
       cp_async_commit();
     });
   }
