@@ -104,17 +104,23 @@ static void set(cublasLtMatmulPreference_t p, cublasLtMatmulPreferenceAttributes
 typedef struct liking {
   int tile, cluster, among;
 } liking;
-static const liking for_y[] = {{29, 3, ANSWERS}, {201, 5, ANSWERS}, {20, 3, ANSWERS}, {197, 5, ANSWERS}, {0}},
-                    for_scores[] = {{197, 3, ANSWERS}, {0}},
-                    for_dx[] = {{29, 3, ANSWERS}, {29, 5, ANSWERS}, {20, 3, ANSWERS}, {0}},
-                    for_dw[] = {{495, 5, ANSWERS}, {23, 3, ANSWERS}, {0}},
-                    for_small_dw[] = {{495, 5, ANSWERS}, {20, 3, 5}, {23, 3, ANSWERS}, {0}}, for_none[] = {{0}};
+enum { A = ANSWERS };
+static const liking for_y[] = {{29, 3, A}, {29, 5, A}, {201, 5, A}, {20, 3, A}, {197, 5, A}, {0}},
+                    for_long_y[] = {{29, 3, A}, {24, 5, 1}, {201, 5, A}, {0}},
+                    for_scores[] = {{197, 3, A}, {201, 5, A}, {0}},
+                    for_dx[] = {{29, 3, A}, {29, 5, A}, {20, 3, A}, {0}}, for_long_dx[] = {{24, 5, A}, {0}},
+                    for_dw[] = {{495, 5, A}, {23, 3, A}, {0}},
+                    for_small_dw[] = {{116, 3, 5}, {495, 5, A}, {20, 3, 1}, {21, 5, A}, {20, 3, 5}, {23, 3, A}, {0}},
+                    for_tall_dw[] = {{29, 3, A}, {24, 5, A}, {0}}, for_large_dw[] = {{24, 5, A}, {0}},
+                    for_none[] = {{0}};
 
 static const liking *likings(const key *k) {
   if (k->act != SK_BF16) return for_none;
+  if (k->ta && k->m >= 1 << 14) return k->n <= 2048 ? for_tall_dw : for_large_dw;
   if (k->ta) return k->m * k->n <= 1 << 22 ? for_small_dw : for_dw;
-  if (k->tb) return k->ct == SK_BF16 ? for_y : for_scores;
-  return k->k <= 3072 ? for_dx : for_none;
+  if (k->tb && k->ct != SK_BF16) return for_scores;
+  if (k->tb) return k->k < 3072 ? for_y : for_long_y;
+  return k->k <= 3072 ? for_dx : for_long_dx;
 }
 
 static bool is(const cublasLtMatmulAlgo_t *algo, liking want) {
