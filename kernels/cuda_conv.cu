@@ -2,32 +2,35 @@
  *
  * A thread has V neighbouring channels and walks over a run of consecutive tokens of a sequence
  * with the last K raw rows in registers, so that a row is read once (and the K - 1 before a run
- * once more, by then from the L2 cache). The next rows are on their way into the thread's own ring
- * in shared memory, which takes no registers. With the released models' 4 taps and aligned rows V
- * is 4, else one, for up to 16 taps.
+ * once more). With the released models' 4 taps and aligned rows V is 4, else one, for up to 16 taps.
  *
+ * Forward: short runs; the next rows are on their way into the thread's own ring in shared memory.
  * Backward in one pass: a run computes the gradient before SiLU of its own tokens and of the K - 1
- * after them, which its rows' gradients need too. Sums for dw and dbias are over the tokens of a
- * thread's run, then over the threads of a block, then over the blocks, in double. */
+ * after them, which its rows' gradients need too. Those are read twice, so runs are long, and as many
+ * blocks as the GPU has at once take turns with them. The next rows are on their way into registers.
+ * Sums for dw and dbias are over the tokens of a thread's runs, then over the threads of a block, then
+ * over the blocks, in double. */
 #include "kernels/cuda_kernel.h"
 
 namespace {
 
 enum {
   MOST_TAPS = 16,
-  LANES = 32, // of a block, next to each other in the channels
-  RUNS = 4,   // of a block, each with LANES threads
+  LANES = 64, // of a block, next to each other in the channels
+  RUNS = 2,   // of a block, each with LANES threads
   AHEAD = 4,  // tokens at once: the taps of the usual kernel, so that shifting rows costs nothing
   FWD_RUN = 16,    // tokens of a run: short ones, for then blocks take memory in its order
-  BACK_SHORT = 24, // for the backward, which has sums for every block: from here
-  BACK_LONG = 128, // to there
-  FWD_DEPTH = 4,   // batches of a ring
-  BACK_DEPTH = 4
+  BACK_SHORT = 16, // of the backward: from here
+  BACK_LONG = 512, // to there
+  BACK_MORE = 6,   // tokens that a run of the backward costs beyond its own
+  FWD_DEPTH = 4    // batches of a ring
 };
 // Blocks on an SM.
 const dim3 THREADS_XY(LANES, RUNS);
 constexpr int FWD_WIDE = 4, BACK_WIDE = 4; // most elements of a thread
-constexpr int FWD_BLOCKS = 6, BACK_BLOCKS = 3;
+constexpr int FWD_BLOCKS = 6;
+template <class T>
+constexpr int BACK_BLOCKS = sizeof(T) == 2 ? 3 : 2;
 
 struct conv_call {
   int T, K, run, parts; // tokens of a run, groups of RUNS runs of a sequence
@@ -328,76 +331,102 @@ __device__ inline void token_back(const conv_thread<T, TAPS, V> &me, float (&dx)
   }
 }
 
-// Row t, K - 1 rows back, has met the last token that sees it.
+// The next AHEAD rows of x and dy. The row AHEAD later is asked for as soon as one is taken, so loads
+// under way need no registers but those of their rows.
+template <class T, int V>
+struct next_rows {
+  packed<T, V> x[AHEAD], dy[AHEAD];
+  const T *from_x, *from_dy; // the rows to ask for
+  int64_t ldx, ldy;
+  int left; // from there on
+
+  __device__ void start(const conv_call &c, int64_t at_x, int64_t at_dy, int rows) {
+    from_x = (const T *)c.x + at_x, ldx = c.ldx;
+    from_dy = (const T *)c.dy + at_dy, ldy = c.ldy;
+    left = rows;
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) ask(i);
+  }
+  __device__ void ask(int i) {
+    if (i < left) x[i].load(from_x), dy[i].load(from_dy);
+    from_x += ldx, from_dy += ldy;
+  }
+};
+
+// AHEAD tokens may be any; or the run's own, or after it, each seeing TAPS - 1 tokens back.
+enum tokens { ANY, OWN, AFTER };
+
+// What a run keeps from one token to the next.
 template <class T, int TAPS, int V>
-__device__ inline void row_done(const conv_thread<T, TAPS, V> &me, const float (&dx)[TAPS][V],
-                                int t, int K) {
+struct back_state {
+  float x[TAPS][V], dx[TAPS][V]; // of the row [d] before the current token
+  next_rows<T, V> next;
+  T *to; // the row of dx that is complete with the next token
+};
+
+// Row t, K - 1 before the token, has met the last token that sees it.
+template <tokens WHICH, class T, int TAPS, int V>
+__device__ inline void row_done(const conv_thread<T, TAPS, V> &me, back_state<T, TAPS, V> &run, int t,
+                                int K) {
   const conv_call &c = me.c;
-  bool own = t >= me.first;
-  if (!own && (t >= 0 || !c.dhalo)) return;
-  int64_t at = own ? me.at(t, c.ldx) : me.halo_at(t);
+  T *to = WHICH == AFTER || t >= me.first                ? run.to
+          : WHICH == ANY && t < 0 && c.dhalo ? (T *)c.dhalo + me.halo_at(t)
+                                                         : nullptr;
 #pragma unroll
   for (int d = 0; d < TAPS; d++)
-    if (d == K - 1) me.put(own ? c.dx : c.dhalo, at, dx[d]);
+    if (to && d == K - 1) me.put(to, 0, run.dx[d]);
+  run.to += c.ldx;
 }
 
-// Up to AHEAD tokens from t0, whose rows of x and dy are given; x: the rows before, dx: their
-// gradients so far.
-template <bool WHOLE, class T, int TAPS, int V>
-__device__ inline void batch_back(const conv_thread<T, TAPS, V> &me,
-                                  const packed<T, V> (&row)[2][AHEAD], float (&x)[TAPS][V],
-                                  float (&dx)[TAPS][V], int t0, conv_sums<TAPS, V> &sum) {
-  int K = WHOLE ? TAPS : me.c.K, last = me.end + K - 1;
+// AHEAD tokens from t0. A run's rows need the tokens before `last`, of which those before `stop` exist.
+template <tokens WHICH, class T, int TAPS, int V>
+__device__ inline void batch_back(const conv_thread<T, TAPS, V> &me, back_state<T, TAPS, V> &run,
+                                  conv_sums<TAPS, V> &sum, int t0, int last, int stop) {
   const packed<T, V> zero = {};
-  int seen[AHEAD];
+  int seen[AHEAD], K = WHICH == ANY ? me.c.K : TAPS;
+  run.next.left -= AHEAD;
 #pragma unroll
-  for (int i = 0; i < AHEAD; i++) {
-    bool here = WHOLE || t0 + i < min(last, me.c.T);
-    seen[i] = WHOLE ? TAPS - 1 : here ? me.reach(t0 + i) : -1;
-  }
+  for (int i = 0; i < AHEAD; i++)
+    seen[i] = WHICH != ANY ? TAPS - 1 : t0 + i < stop ? me.reach(t0 + i) : -1;
 #pragma unroll
   for (int i = 0; i < AHEAD; i++) {
     int t = t0 + i;
-    if (!WHOLE && t >= last) break;
-    shift(x, WHOLE || seen[i] >= 0 ? row[0][i] : zero);
-    shift(dx, zero);
-    token_back(me, dx, x, WHOLE || seen[i] >= 0 ? row[1][i] : zero, seen[i], WHOLE || t < me.end,
-               sum);
-    row_done(me, dx, t - (K - 1), K);
+    if (WHICH == ANY ? t >= last : WHICH == AFTER && i == TAPS - 1) break;
+    packed<T, V> row = zero, dy = zero;
+    if (seen[i] >= 0) row = run.next.x[i], dy = run.next.dy[i];
+    if (WHICH != AFTER) run.next.ask(i);
+    shift(run.x, row);
+    shift(run.dx, zero);
+    token_back(me, run.dx, run.x, dy, seen[i], WHICH == OWN || (WHICH == ANY && t < me.end), sum);
+    row_done<WHICH>(me, run, t - (K - 1), K);
   }
 }
-
-// Of x and dy.
-template <class T, int V>
-using back_ring = row_ring<T, V, 2, (V * sizeof(T) > 8 ? BACK_DEPTH / 2 : BACK_DEPTH)>;
 
 // The run: dx of its rows, and dhalo of the rows before the first.
 template <class T, int TAPS, int V>
 __device__ inline void run_back(const conv_thread<T, TAPS, V> &me, conv_sums<TAPS, V> &sum) {
   const conv_call &c = me.c;
-  int last = me.end + c.K - 1;
-  back_ring<T, V> ring;
-  ring.from[0] = (const T *)c.x + me.at(me.first, c.ldx), ring.step[0] = c.ldx;
-  ring.from[1] = (const T *)c.dy + me.at(me.first, c.ldy), ring.step[1] = c.ldy;
-  ring.start(min(last, c.T) - me.first);
-  float x[TAPS][V], dx[TAPS][V] = {}; // of the row [d] before the current token
-  me.rows_before(x, me.first);
+  int last = me.end + c.K - 1, stop = min(last, c.T);
+  back_state<T, TAPS, V> run = {};
+  run.to = (T *)c.dx + me.at(me.first - (c.K - 1), c.ldx);
+  run.next.start(c, me.at(me.first, c.ldx), me.at(me.first, c.ldy), stop - me.first);
+  me.rows_before(run.x, me.first);
   int soon = me.latest(me.first);
 #pragma unroll 1
   for (int t0 = me.first; t0 < last; t0 += AHEAD) {
-    packed<T, V> row[2][AHEAD];
-    int latest = soon;
-    ring.take(row);
+    bool whole = c.K == TAPS && soon <= t0 - (TAPS - 1) && !(t0 == 0 && c.dhalo);
     soon = me.latest(t0 + AHEAD);
-    if (me.whole(t0, latest))
-      batch_back<true>(me, row, x, dx, t0, sum);
+    if (whole && t0 + AHEAD <= me.end)
+      batch_back<OWN>(me, run, sum, t0, last, stop);
+    else if (whole && t0 == me.end && last == stop)
+      batch_back<AFTER>(me, run, sum, t0, last, stop);
     else
-      batch_back<false>(me, row, x, dx, t0, sum);
+      batch_back<ANY>(me, run, sum, t0, last, stop);
   }
 }
 
 template <class T, int TAPS, int V>
-__global__ void __launch_bounds__(LANES *RUNS, BACK_BLOCKS) conv_back(conv_call c) {
+__global__ void __launch_bounds__(LANES *RUNS, BACK_BLOCKS<T>) conv_back(conv_call c) {
   conv_thread<T, TAPS, V> me(c);
   conv_sums<TAPS, V> sum = {};
   me.each_run([&]() { run_back(me, sum); });
@@ -421,22 +450,27 @@ __global__ void conv_reduce(conv_call c, int64_t parts, float *dw, float *dbias)
 
 // ---- launches ----
 
-// Cuts sequences into runs of about `shortest` to `longest` tokens such that the blocks, of V channels
-// a thread and `each` on an SM, fill an H100 (the rule knows sizes alone) as many whole times as they
-// can. Blocks take turns with what is over `most` parts of all sequences.
-dim3 cut_runs(conv_call *c, int64_t b, int V, int each, int shortest, int longest, int64_t most) {
-  int64_t wide = up(c->cd, LANES * V), slots = 132 * each;
-  int64_t p = up(c->T, RUNS * longest), last = least(up(c->T, RUNS * shortest), most / b);
-  double fullest = 0;
-  do {
-    int64_t blocks = wide * b * p;
-    double full = (double)blocks / (double)(up(blocks, slots) * slots);
-    if (full > fullest) fullest = full, c->parts = (int)p;
-  } while (++p <= last);
-  c->run = (int)(up(up(c->T, (int64_t)c->parts * RUNS), AHEAD) * AHEAD);
-  c->parts = (int)up(c->T, (int64_t)c->run * RUNS);
+// Cuts sequences into runs of `run` tokens, a block for RUNS of them.
+dim3 cut_runs(conv_call *c, int64_t b, int V, int run) {
+  c->run = run;
+  c->parts = (int)up(c->T, (int64_t)run * RUNS);
   c->groups = b * c->parts;
-  return dim3((unsigned)wide, (unsigned)least(c->groups, most));
+  return dim3((unsigned)up(c->cd, LANES * V), (unsigned)least(c->groups, 65535));
+}
+
+// For the backward, in which a block has sums: as many blocks as an H100 has at once, `each` on an SM (the
+// rule knows sizes alone), but at most `most` in y, take turns with short runs of the length that ends first.
+dim3 cut_turns(conv_call *c, int64_t b, int V, int each, int64_t most) {
+  int64_t wide = up(c->cd, LANES * V), tall = least(up(132 * each - wide + 1, wide), most), least_cost = 0;
+  int best = BACK_SHORT;
+  if (tall < 1) tall = 1;
+  for (int run = BACK_SHORT; run <= BACK_LONG; run += AHEAD) {
+    int64_t cost = up(b * up(c->T, run * RUNS), tall) * (run + BACK_MORE);
+    if (!least_cost || cost < least_cost) least_cost = cost, best = run;
+  }
+  dim3 grid = cut_runs(c, b, V, best);
+  grid.y = (unsigned)least(grid.y, tall);
+  return grid;
 }
 
 conv_call describe(const sk_conv_dims *d) {
@@ -475,7 +509,7 @@ extern "C" void sk_cuda_conv(sk_stream *s, const sk_conv_dims *d, void *y, const
   by_taps(s, c, wide, [&](auto type, auto taps, auto v) {
     constexpr int V = SK_NUMBER(v) < FWD_WIDE ? SK_NUMBER(v) : FWD_WIDE, TAPS = SK_NUMBER(taps);
     typedef SK_TYPE(type) T;
-    dim3 grid = cut_runs(&c, d->b, V, FWD_BLOCKS, FWD_RUN, FWD_RUN, 65535);
+    dim3 grid = cut_runs(&c, d->b, V, FWD_RUN);
     conv<T, TAPS, V><<<grid, THREADS_XY, fwd_ring<T, V>::bytes, sk_cuda_stream(s)>>>(c);
   });
   SK_CUDA(cudaGetLastError());
@@ -496,10 +530,10 @@ extern "C" void sk_cuda_conv_grad(sk_stream *s, const sk_conv_dims *d, void *dx,
   by_taps(s, c, wide, [&](auto type, auto taps, auto v) {
     constexpr int V = SK_NUMBER(v) < BACK_WIDE ? SK_NUMBER(v) : BACK_WIDE, TAPS = SK_NUMBER(taps);
     typedef SK_TYPE(type) T;
-    dim3 grid = cut_runs(&c, d->b, V, BACK_BLOCKS, BACK_SHORT, BACK_LONG, most);
+    dim3 grid = cut_turns(&c, d->b, V, BACK_BLOCKS<T>, most);
     parts = grid.y;
     c.part = (float *)sk_cuda_scratch(s, (size_t)(parts * sums));
-    conv_back<T, TAPS, V><<<grid, THREADS_XY, back_ring<T, V>::bytes, sk_cuda_stream(s)>>>(c);
+    conv_back<T, TAPS, V><<<grid, THREADS_XY, 0, sk_cuda_stream(s)>>>(c);
   });
   SK_CUDA(cudaGetLastError());
   dim3 grid((unsigned)up(c.cd, PART_COLS), (unsigned)(d->K + 1)), block(PART_COLS, PART_ROWS);
