@@ -104,14 +104,14 @@ static void set(cublasLtMatmulPreference_t p, cublasLtMatmulPreferenceAttributes
 typedef struct liking {
   int tile, cluster, among;
 } liking;
-enum { A = ANSWERS };
-static const liking for_y[] = {{29, 3, A}, {29, 5, A}, {201, 5, A}, {20, 3, A}, {197, 5, A}, {0}},
-                    for_long_y[] = {{29, 3, A}, {24, 5, 1}, {201, 5, A}, {0}},
-                    for_scores[] = {{197, 3, A}, {201, 5, A}, {0}},
-                    for_dx[] = {{29, 3, A}, {29, 5, A}, {20, 3, A}, {0}}, for_long_dx[] = {{24, 5, A}, {0}},
-                    for_dw[] = {{495, 5, A}, {23, 3, A}, {0}},
-                    for_small_dw[] = {{116, 3, 5}, {495, 5, A}, {20, 3, 1}, {21, 5, A}, {20, 3, 5}, {23, 3, A}, {0}},
-                    for_tall_dw[] = {{29, 3, A}, {24, 5, A}, {0}}, for_large_dw[] = {{24, 5, A}, {0}},
+enum { ALL = ANSWERS };
+static const liking for_y[] = {{29, 3, ALL}, {29, 5, ALL}, {201, 5, ALL}, {20, 3, ALL}, {197, 5, ALL}, {0}},
+                    for_long_y[] = {{29, 3, ALL}, {24, 5, 1}, {201, 5, ALL}, {0}},
+                    for_scores[] = {{197, 3, ALL}, {201, 5, ALL}, {0}},
+                    for_dx[] = {{29, 3, ALL}, {29, 5, ALL}, {20, 3, ALL}, {0}}, for_long_dx[] = {{24, 5, ALL}, {0}},
+                    for_dw[] = {{495, 5, ALL}, {23, 3, ALL}, {0}},
+                    for_small_dw[] = {{116, 3, 5}, {495, 5, ALL}, {20, 3, 1}, {21, 5, ALL}, {20, 3, 5}, {23, 3, ALL}, {0}},
+                    for_tall_dw[] = {{29, 3, ALL}, {24, 5, ALL}, {0}}, for_large_dw[] = {{24, 5, ALL}, {0}},
                     for_none[] = {{0}};
 
 static const liking *likings(const key *k) {
