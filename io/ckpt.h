@@ -84,14 +84,19 @@ int sk_ckpt_form_make(MPI_Comm comm, const char *run_dir, const char *run_id, in
 void sk_ckpt_form_free(sk_ckpt_form *form);
 /* Bytes of file k. */
 int64_t sk_ckpt_form_bytes(const sk_ckpt_form *form, int k);
-/* How many threads of each rank write: chosen by the node's cores; tests set other numbers (at most 4). */
-int sk_ckpt_form_writers(const sk_ckpt_form *form);
+/* Collective. So many threads of this rank compute while a save goes on behind them: fewer write then where they leave
+ * few cores. */
+void sk_ckpt_form_beside(MPI_Comm comm, sk_ckpt_form *form, int threads);
+/* How many threads of each rank write, behind computing ones or while all wait: chosen by the node's cores; tests set
+ * other numbers (at most 4) for both. */
+int sk_ckpt_form_writers(const sk_ckpt_form *form, bool behind);
 void sk_ckpt_form_set_writers(sk_ckpt_form *form, int n);
 
 /* Every rank calls it; it communicates nothing and waits for nothing. file: as given for the form; they, the slabs'
- * data, the texts and side files in *meta are borrowed until the end. keep > 0: prunes afterwards (sk_ckpt_prune). */
+ * data, the texts and side files in *meta are borrowed until the end. behind: the ranks compute meanwhile, the threads
+ * give way to them until sk_ckpt_end. keep > 0: prunes afterwards (sk_ckpt_prune). */
 sk_ckpt_job *sk_ckpt_begin(MPI_Comm comm, const char *run_dir, const sk_ckpt_meta *meta, const sk_ckpt_form *form,
-                           const sk_ckpt_file *file, int64_t keep, int64_t keep_every);
+                           const sk_ckpt_file *file, bool behind, int64_t keep, int64_t keep_every);
 
 /* Not collective: has this rank's thread done its work? When all have, sk_ckpt_go_on does not wait. */
 bool sk_ckpt_idle(const sk_ckpt_job *job);

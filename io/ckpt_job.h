@@ -46,12 +46,15 @@ int sk_ckpt_lied(const char *path, const char *where, sk_err *e);
 
 enum { SK_CKPT_WORKERS = 4 };
 
-/* Collective. How many threads of each rank write: a quarter of the node's cores, shared among its ranks, at most
- * SK_CKPT_WORKERS. *first: this rank is the first one of its node. */
-int sk_ckpt_workers(MPI_Comm comm, bool *first);
+/* Collective. How many threads of each rank write: a quarter of the node's cores, but no more than its ranks leave, of
+ * which `busy` threads each compute meanwhile (another on each rank), shared among the ranks; 1 to SK_CKPT_WORKERS.
+ * *first (may be NULL): this rank is the first one of its node. */
+int sk_ckpt_workers(MPI_Comm comm, int busy, bool *first);
 
 /* Not collective. The calling thread may use all cores that any thread of the process may use. */
 void sk_ckpt_widen(void);
+/* Not collective. The calling thread, and those that it makes, give way to threads that compute. */
+void sk_ckpt_give_way(void);
 
 /* Not collective. one(arg, worker, i, ...) for all i below n by so many threads (the caller is worker 0), in ascending
  * order until one fails; of errors, that of the lowest i becomes *e. */

@@ -19,7 +19,7 @@
 
 struct sk_ckpt_form {
   char who[300]; /* HOST-PID of rank 0: ends the name of a tmp folder */
-  int n_file, workers; /* threads that write */
+  int n_file, workers, workers_behind; /* threads of each rank that write while it waits, while it computes */
   bool first_of_node;
   sk_h5_form *file;
 };
@@ -70,7 +70,7 @@ static int form_make(MPI_Comm comm, const char *dir, const char *prefix, const c
   sk_ckpt_form *form = sk_calloc(1, sizeof *form);
   *out = NULL;
   form->n_file = n_file;
-  form->workers = sk_ckpt_workers(comm, &form->first_of_node);
+  form->workers = form->workers_behind = sk_ckpt_workers(comm, 0, &form->first_of_node);
   form->file = sk_calloc((size_t)n_file, sizeof *form->file);
   snprintf(form->who, sizeof form->who, "%s-%ld", sk_host(), (long)getpid());
   SK_MPI(MPI_Bcast(form->who, sizeof form->who, MPI_CHAR, 0, comm));
@@ -107,11 +107,17 @@ void sk_ckpt_form_free(sk_ckpt_form *form) {
 
 int64_t sk_ckpt_form_bytes(const sk_ckpt_form *form, int k) { return form->file[k].size; }
 
-int sk_ckpt_form_writers(const sk_ckpt_form *form) { return form->workers; }
+void sk_ckpt_form_beside(MPI_Comm comm, sk_ckpt_form *form, int threads) {
+  form->workers_behind = sk_ckpt_workers(comm, threads, NULL);
+}
+
+int sk_ckpt_form_writers(const sk_ckpt_form *form, bool behind) {
+  return behind ? form->workers_behind : form->workers;
+}
 
 void sk_ckpt_form_set_writers(sk_ckpt_form *form, int n) {
   SK_CHECK(n > 0 && n <= SK_CKPT_WORKERS, "%d threads to write", n);
-  form->workers = n;
+  form->workers = form->workers_behind = n;
 }
 
 /* ---- a save ---- */
@@ -125,6 +131,9 @@ struct sk_ckpt_job {
   void (*work)(struct sk_ckpt_job *); /* of this phase */
   pthread_t thread;
   bool threaded;    /* there is one to be joined */
+  bool behind;      /* the program computes meanwhile */
+  bool gives_way;   /* so this phase's work gives way to it, */
+  int workers;      /* by as few threads */
   atomic_bool idle; /* the work is done */
   sk_err err, late; /* of this rank until the ranks have agreed; what only deserves a warning */
   sk_err sync_err;  /* of the thread that syncs */
@@ -142,6 +151,7 @@ static void *run(void *arg) {
   sk_ckpt_job *j = arg;
   double begin = sk_now();
   if (j->threaded) sk_ckpt_widen();
+  if (j->threaded && j->gives_way) sk_ckpt_give_way();
   j->work(j);
   j->busy += sk_now() - begin;
   atomic_store(&j->idle, true);
@@ -152,6 +162,8 @@ static void *run(void *arg) {
 static void start(sk_ckpt_job *j, phase now, void (*work)(sk_ckpt_job *)) {
   j->phase = now;
   j->work = work;
+  j->gives_way = j->behind;
+  j->workers = sk_ckpt_form_writers(j->form, j->behind);
   atomic_store(&j->idle, false);
   j->threaded = true;
   j->threaded = sk_ckpt_thread(&j->thread, run, j);
@@ -232,7 +244,7 @@ static void write_units(const sk_ckpt_job *j, batch *b, int workers, sk_err *e) 
 
 static void write_batch(const sk_ckpt_job *j, sk_ckpt_part *part, int n_part, sk_err *e) {
   batch *b = sk_calloc(1, sizeof *b);
-  int most = 0, workers = j->form->workers;
+  int most = 0, workers = j->workers;
   *b = (batch){.part = part, .n_part = n_part};
   for (int k = 0; k < n_part; k++) most += part[k].file->n_slab;
   b->unit = sk_calloc((size_t)most, sizeof *b->unit);
@@ -328,7 +340,7 @@ static void hash_work(sk_ckpt_job *j) {
   pthread_t syncer;
   int files = (j->form->n_file - j->rank + j->size - 1) / j->size;
   bool beside = sk_ckpt_thread(&syncer, sync_all, j);
-  if (files > 0) sk_ckpt_each(files, SK_CKPT_WORKERS, hash_one, j, &j->err);
+  if (files > 0) sk_ckpt_each(files, j->gives_way ? j->workers : SK_CKPT_WORKERS, hash_one, j, &j->err);
   if (beside) pthread_join(syncer, NULL);
   else sync_all(j);
   if (j->sync_err.code) sk_fail(&j->err, j->sync_err.code, "%s", j->sync_err.msg);
@@ -452,7 +464,8 @@ static void name_files(sk_ckpt_job *j) {
 
 /* Takes dir and name over. run_dir: NULL outside of a run. */
 static sk_ckpt_job *begin(MPI_Comm comm, char *dir, char *name, const char *run_dir, const sk_ckpt_meta *meta,
-                          const sk_ckpt_form *form, const sk_ckpt_file *file, int64_t keep, int64_t keep_every) {
+                          const sk_ckpt_form *form, const sk_ckpt_file *file, bool behind, int64_t keep,
+                          int64_t keep_every) {
   sk_ckpt_job *j = sk_calloc(1, sizeof *j);
   j->comm = comm;
   MPI_Comm_rank(comm, &j->rank);
@@ -460,6 +473,7 @@ static sk_ckpt_job *begin(MPI_Comm comm, char *dir, char *name, const char *run_
   j->began = sk_now();
   j->form = form;
   j->file = file;
+  j->behind = behind;
   j->keep = keep;
   j->keep_every = keep_every;
   j->run_dir = run_dir ? sk_strdup(run_dir) : NULL;
@@ -474,9 +488,9 @@ static sk_ckpt_job *begin(MPI_Comm comm, char *dir, char *name, const char *run_
 }
 
 sk_ckpt_job *sk_ckpt_begin(MPI_Comm comm, const char *run_dir, const sk_ckpt_meta *meta, const sk_ckpt_form *form,
-                           const sk_ckpt_file *file, int64_t keep, int64_t keep_every) {
+                           const sk_ckpt_file *file, bool behind, int64_t keep, int64_t keep_every) {
   return begin(comm, sk_strf("%s/checkpoints", run_dir), sk_strf("step-%08lld", (long long)meta->step), run_dir, meta,
-               form, file, keep, keep_every);
+               form, file, behind, keep, keep_every);
 }
 
 bool sk_ckpt_idle(const sk_ckpt_job *j) { return atomic_load(&j->idle); }
@@ -502,6 +516,7 @@ bool sk_ckpt_go_on(sk_ckpt_job *j) {
 }
 
 int sk_ckpt_end(sk_ckpt_job *j, sk_ckpt_result *r, sk_err *e) {
+  j->behind = false; // from the next phase on
   while (!sk_ckpt_go_on(j)) continue;
   *r = (sk_ckpt_result){.step = j->m->meta.step, .seconds = sk_now() - j->began, .busy = j->busy};
   SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &r->busy, 1, MPI_DOUBLE, MPI_MAX, j->comm));
@@ -528,7 +543,7 @@ int sk_ckpt_save(MPI_Comm comm, const char *run_dir, const sk_ckpt_meta *meta, i
   sk_ckpt_form *form;
   sk_ckpt_result r = {0};
   if (sk_ckpt_form_make(comm, run_dir, meta->run_id, n_file, file, &form, e) == SK_OK)
-    sk_ckpt_end(sk_ckpt_begin(comm, run_dir, meta, form, file, 0, 0), &r, e);
+    sk_ckpt_end(sk_ckpt_begin(comm, run_dir, meta, form, file, false, 0, 0), &r, e);
   sk_ckpt_form_free(form);
   if (bytes) *bytes = e->code ? 0 : r.bytes;
   return e->code;
@@ -547,7 +562,7 @@ int sk_ckpt_save_as(MPI_Comm comm, const char *path, const sk_ckpt_meta *meta, i
   char *name = sk_strdup(slash && slash[1] ? slash + 1 : whole);
   if (rank == 0 && lstat(whole, &st) == 0) sk_fs_fail(e, path, "created", EEXIST);
   if (sk_agree(comm, e) == SK_OK && form_make(comm, dir, name, meta->run_id, n_file, file, &form, e) == SK_OK) {
-    sk_ckpt_end(begin(comm, dir, name, NULL, meta, form, file, 0, 0), &r, e);
+    sk_ckpt_end(begin(comm, dir, name, NULL, meta, form, file, false, 0, 0), &r, e);
   } else {
     sk_free(dir);
     sk_free(name);

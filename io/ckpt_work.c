@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 
 /* Cores of all threads of the process: a new thread starts on those of the one that made it, which OpenMP may have
  * bound to a single one. */
@@ -28,7 +29,12 @@ void sk_ckpt_widen(void) {
   if (CPU_COUNT(&all) > 0) sched_setaffinity(0, sizeof all, &all); // only for speed
 }
 
-int sk_ckpt_workers(MPI_Comm comm, bool *first) {
+/* On Linux this is the thread's own niceness, not the process's. At 5 it has a quarter of a core that another thread
+ * wants all the time: enough not to starve where the ranks leave no core, and where they do, the scheduler moves it to
+ * one of those. */
+void sk_ckpt_give_way(void) { setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) + 5); }
+
+int sk_ckpt_workers(MPI_Comm comm, int busy, bool *first) {
   MPI_Comm node;
   cpu_set_t all;
   int rank, ranks;
@@ -37,9 +43,11 @@ int sk_ckpt_workers(MPI_Comm comm, bool *first) {
   SK_MPI(MPI_Comm_size(node, &ranks));
   all_cores(&all);
   SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &all, sizeof all, MPI_BYTE, MPI_BOR, node));
+  SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &busy, 1, MPI_INT, MPI_SUM, node));
   SK_MPI(MPI_Comm_free(&node));
-  *first = rank == 0;
-  int n = CPU_COUNT(&all) / (4 * ranks);
+  if (first) *first = rank == 0;
+  int cores = CPU_COUNT(&all), left = cores - busy - (busy > 0); // one for what hands data to the disk
+  int n = (left < cores / 4 ? left : cores / 4) / ranks;
   return n < 1 ? 1 : n < SK_CKPT_WORKERS ? n : SK_CKPT_WORKERS;
 }
 

@@ -184,10 +184,10 @@ static void plain_write(bench_io *s, sk_err *e) {
 
 /* ---- the real thing ---- */
 
-static sk_ckpt_job *begin_save(bench_io *s, int64_t at) {
+static sk_ckpt_job *begin_save(bench_io *s, int64_t at, bool behind) {
   const sk_ckpt_meta meta = {.step = at, .grid = {s->grid.n[0], s->grid.n[1], s->grid.n[2], s->grid.n[3]},
                              .deck = s->b->cfg->resolved};
-  return sk_saver_begin(s->saver, s->run, &meta, 0, 0);
+  return sk_saver_begin(s->saver, s->run, &meta, behind, 0, 0);
 }
 
 /* By rank 0, as it happens to the oldest one when there are enough of them; not counted as writing. */
@@ -204,7 +204,7 @@ static void save_waiting(bench_io *s, int64_t at, sk_err *e) {
   sk_ckpt_result r;
   MPI_Barrier(s->b->comm);
   double begin = sk_now();
-  sk_ckpt_end(begin_save(s, at), &r, e);
+  sk_ckpt_end(begin_save(s, at, false), &r, e);
   note(s, WAITING, sk_now() - begin);
 }
 
@@ -218,7 +218,7 @@ static void save_behind(bench_io *s, int64_t at, sk_err *e) {
   plain_copy(s, true);
   MPI_Barrier(s->b->comm);
   double begin = sk_now();
-  sk_ckpt_job *job = begin_save(s, at);
+  sk_ckpt_job *job = begin_save(s, at, true);
   note(s, STALL, sk_now() - begin);
   for (bool over = false; !over;) {
     int busy = !sk_ckpt_idle(job), idle;
@@ -260,6 +260,7 @@ static void line(bench_io *s, const char *kind, double bytes, double seconds, in
   json_object_set_new(o, "kind", json_string(kind));
   json_object_set_new(o, "files", json_integer(s->n_file));
   json_object_set_new(o, "writers", json_integer(s->writers));
+  json_object_set_new(o, "writers_behind", json_integer(sk_ckpt_form_writers(s->form, true)));
   json_object_set_new(o, "bytes", json_real(bytes));
   json_object_set_new(o, "ms", json_real(1e3 * seconds));
   json_object_set_new(o, "gbps", json_real(1e-9 * bytes / seconds));
@@ -268,9 +269,10 @@ static void line(bench_io *s, const char *kind, double bytes, double seconds, in
 }
 
 static void report(bench_io *s) {
-  sk_say("Checkpoints of %s on %d rank%s, %s (%s in %d files by %d writers in each rank), in %s; medians of %lld", s->b->model,
-         s->b->ranks, s->b->ranks == 1 ? "" : "s", s->engine.ctx.op->describe(s->engine.ctx.dev), sk_bytes(s->total),
-         s->n_file, s->writers, s->run, (long long)s->b->repeat);
+  sk_say("Checkpoints of %s on %d rank%s, %s (%s in %d files by %d writers in each rank, %d behind training), in %s; "
+         "medians of %lld", s->b->model, s->b->ranks, s->b->ranks == 1 ? "" : "s",
+         s->engine.ctx.op->describe(s->engine.ctx.dev), sk_bytes(s->total), s->n_file, s->writers,
+         sk_ckpt_form_writers(s->form, true), s->run, (long long)s->b->repeat);
   line(s, "plain copy to the host", s->total, median(s, COPY), NONE, false);
   line(s, "stall", s->total, median(s, STALL), COPY, false);
   line(s, "step", 0, median(s, STEP), NONE, false);
@@ -337,7 +339,7 @@ int sk_bench_io(sk_bench *b, const char *folder, sk_err *e) {
     if (sk_saver_open(b->comm, &s.engine, s.run, "bench", c->checkpoint.files, &s.saver, e) == SK_OK) {
       s.bytes = sk_saver_bytes(s.saver);
       s.n_file = sk_saver_files(s.saver, &s.form);
-      s.writers = sk_ckpt_form_writers(s.form);
+      s.writers = sk_ckpt_form_writers(s.form, false);
       s.total = (double)s.bytes;
       SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &s.total, 1, MPI_DOUBLE, MPI_SUM, b->comm));
       if (measure(&s, e) == SK_OK) report(&s);

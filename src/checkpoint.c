@@ -1,4 +1,5 @@
 #include "src/checkpoint.h"
+#include <omp.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -137,7 +138,8 @@ int sk_saver_open(MPI_Comm comm, sk_engine *g, const char *run_dir, const char *
       }
       s->part[f] = parts(&s->file[f]);
     }
-    sk_ckpt_form_make(comm, run_dir, run_id, s->n_file, s->part, &s->form, e);
+    if (sk_ckpt_form_make(comm, run_dir, run_id, s->n_file, s->part, &s->form, e) == SK_OK) // a GPU is kept busy by one
+      sk_ckpt_form_beside(comm, s->form, strcmp(op->name, "cpu") == 0 ? omp_get_max_threads() : 1);
   }
   if (e->code) sk_saver_close(s);
   else *out = s;
@@ -161,7 +163,7 @@ int sk_saver_files(const sk_saver *s, const sk_ckpt_form **form) {
   return s->n_file;
 }
 
-sk_ckpt_job *sk_saver_begin(sk_saver *s, const char *run_dir, const sk_ckpt_meta *meta, int64_t keep,
+sk_ckpt_job *sk_saver_begin(sk_saver *s, const char *run_dir, const sk_ckpt_meta *meta, bool behind, int64_t keep,
                             int64_t keep_every) {
   sk_engine *g = s->g;
   const sk_ops *op = g->ctx.op;
@@ -172,7 +174,7 @@ sk_ckpt_job *sk_saver_begin(sk_saver *s, const char *run_dir, const sk_ckpt_meta
   op->copy_host(g->ctx.st, s->host + s->n, g->opt.m, s->n * sizeof(float));
   op->copy_host(g->ctx.st, s->host + 2 * s->n, g->opt.v, s->n * sizeof(float));
   op->sync(g->ctx.st);
-  return sk_ckpt_begin(s->comm, run_dir, meta, s->form, s->part, keep, keep_every);
+  return sk_ckpt_begin(s->comm, run_dir, meta, s->form, s->part, behind, keep, keep_every);
 }
 
 int sk_checkpoint_save(MPI_Comm comm, sk_engine *g, const char *run_dir, const sk_ckpt_meta *meta,
@@ -180,7 +182,7 @@ int sk_checkpoint_save(MPI_Comm comm, sk_engine *g, const char *run_dir, const s
   sk_saver *s;
   sk_ckpt_result r = {0};
   if (sk_saver_open(comm, g, run_dir, meta->run_id, 1, &s, e) == SK_OK)
-    sk_ckpt_end(sk_saver_begin(s, run_dir, meta, 0, 0), &r, e);
+    sk_ckpt_end(sk_saver_begin(s, run_dir, meta, false, 0, 0), &r, e);
   sk_saver_close(s);
   if (bytes) *bytes = e->code ? 0 : r.bytes;
   return e->code;

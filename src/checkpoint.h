@@ -20,9 +20,9 @@ size_t sk_saver_bytes(const sk_saver *s);
 int sk_saver_files(const sk_saver *s, const sk_ckpt_form **form);
 
 /* Not collective, but for every rank. Copies this rank's ZeRO slices to the host and begins to write them to
- * RUN/checkpoints/step-N: /params/NAME, /m/NAME, /v/NAME. The engine may go on at once; no other save may begin before
- * sk_ckpt_end (io/ckpt.h) of this one. */
-sk_ckpt_job *sk_saver_begin(sk_saver *s, const char *run_dir, const sk_ckpt_meta *meta, int64_t keep,
+ * RUN/checkpoints/step-N: /params/NAME, /m/NAME, /v/NAME. The engine may go on at once, and does if `behind`: then the
+ * threads that write give way to it. No other save may begin before sk_ckpt_end (io/ckpt.h) of this one. */
+sk_ckpt_job *sk_saver_begin(sk_saver *s, const char *run_dir, const sk_ckpt_meta *meta, bool behind, int64_t keep,
                             int64_t keep_every);
 
 /* Collective over comm. One save from beginning to end, in one file of each kind. */

@@ -79,8 +79,8 @@ int sk_train_save(sk_train *t, bool last, sk_err *e) {
   t->waited = under_way ? t->waited : sk_now() - begin;
   if (!e->code && !under_way && sk_train_saver(t, &mine) == SK_OK) {
     begin = sk_now();
-    t->job = sk_saver_begin(t->saver, sk_run_path(t->run), &t->meta, t->cfg.checkpoint.keep,
-                            t->cfg.checkpoint.keep_every);
+    t->job = sk_saver_begin(t->saver, sk_run_path(t->run), &t->meta, t->async && !last,
+                            t->cfg.checkpoint.keep, t->cfg.checkpoint.keep_every);
     t->stall = sk_now() - begin;
     t->job_step = t->meta.step;
   }

@@ -257,8 +257,25 @@ static void other_hdf5(void) {
   }
 }
 
+/* Threads that compute leave cores to those that write, one of each rank at least. */
+static void writers(void) {
+  sk_ckpt_form *form = NULL;
+  sk_err e = {0};
+  const sk_ckpt_file f[2] = {cut(0, UNEVEN), cut(1, UNEVEN)};
+  SK_CHECK(sk_ckpt_form_make(MPI_COMM_WORLD, "m", run_id, 2, f, &form, &e) == SK_OK, "%s", e.msg);
+  int waiting = sk_ckpt_form_writers(form, false);
+  tap_ok(waiting >= 1 && sk_ckpt_form_writers(form, true) == waiting, "%d threads write", waiting);
+  sk_ckpt_form_beside(MPI_COMM_WORLD, form, 1);
+  int beside = sk_ckpt_form_writers(form, true);
+  tap_ok(beside >= 1 && beside <= waiting, "beside one that computes: %d", beside);
+  sk_ckpt_form_beside(MPI_COMM_WORLD, form, 100000);
+  tap_ok(sk_ckpt_form_writers(form, true) == 1 && sk_ckpt_form_writers(form, false) == waiting,
+         "beside more than there are cores: 1, and as many as before while all wait");
+  sk_ckpt_form_free(form);
+}
+
 int main(int argc, char **argv) {
   static void (*const test[])(void) = {round_trips,   large_slab,   column_blocks, manifest,  forged_manifests,
-                                       damaged_files, verify_slabs, weights_only,  other_hdf5};
+                                       damaged_files, verify_slabs, weights_only,  other_hdf5,    writers};
   return run_all(argc, argv, (int)(sizeof test / sizeof *test), test);
 }

@@ -98,7 +98,7 @@ static int job(int64_t step, int64_t v, sk_err *e) {
   if (sk_agree(MPI_COMM_WORLD, e) == SK_OK) {
     sk_run_status(r, "running", step, step, "", "");
     fill(v);
-    sk_ckpt_job *save = sk_ckpt_begin(MPI_COMM_WORLD, run, &meta, form, file, 2, 0);
+    sk_ckpt_job *save = sk_ckpt_begin(MPI_COMM_WORLD, run, &meta, form, file, step % 2 == 1, 2, 0);
     sk_ckpt_end(save, &result, e);
     sk_metric_begin(r);
     sk_metric_int(r, "step", step);
