@@ -23,6 +23,8 @@ enum {
   BACK_SHORT = 16, // of the backward: from here
   BACK_LONG = 512, // to there
   BACK_MORE = 6,   // tokens that a run of the backward costs beyond its own
+  SUM_COLS = 32,   // of a block that adds up parts, of which there are few dozens
+  SUM_ROWS = 8,
   FWD_DEPTH = 4    // batches of a ring
 };
 // Blocks on an SM.
@@ -278,32 +280,37 @@ __global__ void __launch_bounds__(LANES *RUNS, FWD_BLOCKS) conv(conv_call c) {
 
 // ---- backward ----
 
-// Adds up what the threads of the block have for a channel and writes it as part [blockIdx.y] of
-// tap k.
-template <int V>
-__device__ inline void put_part(const conv_call &c, float (&sum)[V], int64_t channel, int k) {
-  __shared__ float turn[RUNS * LANES * V];
-  constexpr int width = LANES * V;
-  int at = (int)threadIdx.x * V;
-  __syncthreads();
-#pragma unroll
-  for (int v = 0; v < V; v++) turn[threadIdx.y * width + at + v] = sum[v];
-  __syncthreads();
-  if (threadIdx.y > 0 || channel >= c.cd) return;
-  float *to = c.part + ((int64_t)k * gridDim.y + blockIdx.y) * c.cd + channel;
-#pragma unroll
-  for (int v = 0; v < V; v++) {
-    float all = 0;
-    for (int y = 0; y < RUNS; y++) all += turn[y * width + at + v];
-    to[v] = all;
-  }
-}
-
 // What a thread adds up over its runs.
 template <int TAPS, int V>
 struct conv_sums {
   float dw[TAPS][V], dbias[V];
 };
+
+// Adds up what the threads of the block have, and writes it as part [blockIdx.y] of every tap and of the bias.
+template <int TAPS, int V>
+__device__ inline void put_parts(const conv_call &c, const conv_sums<TAPS, V> &sum, int64_t channel) {
+  __shared__ float turn[TAPS + 1][RUNS][LANES * V];
+  int at = (int)threadIdx.x * V;
+#pragma unroll
+  for (int v = 0; v < V; v++) {
+#pragma unroll
+    for (int d = 0; d < TAPS; d++) turn[d][threadIdx.y][at + v] = sum.dw[d][v];
+    turn[TAPS][threadIdx.y][at + v] = sum.dbias[v];
+  }
+  __syncthreads();
+  if (channel >= c.cd) return;
+  for (int k = (int)threadIdx.y; k <= c.K; k += RUNS) {
+    float *to = c.part + ((int64_t)k * gridDim.y + blockIdx.y) * c.cd + channel;
+    int d = k < c.K ? c.K - 1 - k : TAPS;
+#pragma unroll
+    for (int v = 0; v < V; v++) {
+      float all = 0;
+#pragma unroll
+      for (int y = 0; y < RUNS; y++) all += turn[d][y][at + v];
+      to[v] = all;
+    }
+  }
+}
 
 // Token t, which sees `seen` tokens back to rows x: its gradient before SiLU goes to the gradients
 // dx of those rows, and to the sums where the token is the run's own.
@@ -430,17 +437,14 @@ __global__ void __launch_bounds__(LANES *RUNS, BACK_BLOCKS<T>) conv_back(conv_ca
   conv_thread<T, TAPS, V> me(c);
   conv_sums<TAPS, V> sum = {};
   me.each_run([&]() { run_back(me, sum); });
-#pragma unroll
-  for (int d = 0; d < TAPS; d++)
-    if (d < c.K) put_part(c, sum.dw[d], me.channel, c.K - 1 - d);
-  put_part(c, sum.dbias, me.channel, c.K);
+  put_parts(c, sum, me.channel);
 }
 
-// dw[cd, K] and dbias[cd] += the sums over the parts: tap blockIdx.y of PART_COLS channels.
+// dw[cd, K] and dbias[cd] += the sums over the parts: tap blockIdx.y of SUM_COLS channels.
 __global__ void conv_reduce(conv_call c, int64_t parts, float *dw, float *dbias) {
-  int64_t channel = (int64_t)blockIdx.x * PART_COLS + threadIdx.x;
+  int64_t channel = (int64_t)blockIdx.x * SUM_COLS + threadIdx.x;
   int k = (int)blockIdx.y;
-  double sum = sum_parts(c.part + k * parts * c.cd, parts, c.cd, channel);
+  double sum = sum_parts<SUM_COLS, SUM_ROWS>(c.part + k * parts * c.cd, parts, c.cd, channel);
   if (threadIdx.y > 0 || channel >= c.cd) return;
   if (k < c.K)
     dw[channel * c.K + k] = (float)(dw[channel * c.K + k] + mult_of(c, channel) * sum);
@@ -536,7 +540,7 @@ extern "C" void sk_cuda_conv_grad(sk_stream *s, const sk_conv_dims *d, void *dx,
     conv_back<T, TAPS, V><<<grid, THREADS_XY, 0, sk_cuda_stream(s)>>>(c);
   });
   SK_CUDA(cudaGetLastError());
-  dim3 grid((unsigned)up(c.cd, PART_COLS), (unsigned)(d->K + 1)), block(PART_COLS, PART_ROWS);
+  dim3 grid((unsigned)up(c.cd, SUM_COLS), (unsigned)(d->K + 1)), block(SUM_COLS, SUM_ROWS);
   conv_reduce<<<grid, block, 0, sk_cuda_stream(s)>>>(c, parts, dw, dbias);
   SK_CUDA(cudaGetLastError());
 }

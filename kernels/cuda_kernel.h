@@ -317,18 +317,19 @@ __global__ void token_sums(float *part, F f, int64_t n, int64_t cols, int64_t si
   for (int i = 0; i < V; i++) part[blockIdx.y * cols + c + i] = sum[i];
 }
 
-// The sum of part[0 .. count - 1][c] in double, for blocks of PART_COLS (an access of memory) x
-// PART_ROWS threads, all of which call it. The rows of threads share out the parts, so that all of a
-// few hundred parts are loaded at once, and are then added in pairs.
+// The sum of part[0 .. count - 1][c] in double, for blocks of COLS x ROWS threads, all of which call it. The
+// rows of threads share out the parts, so that all of them (a few hundred, unless otherwise said) are loaded
+// at once, and are then added in pairs. COLS: at least an access of memory.
 constexpr int PART_COLS = 8, PART_ROWS = 64;
+template <int COLS = PART_COLS, int ROWS = PART_ROWS>
 __device__ inline double sum_parts(const float *part, int64_t count, int64_t cols, int64_t c) {
-  __shared__ double turn[PART_ROWS][PART_COLS];
+  __shared__ double turn[ROWS][COLS];
   int row = threadIdx.y;
   double sum = 0;
 #pragma unroll 8
-  for (int64_t i = row; c < cols && i < count; i += PART_ROWS) sum += part[i * cols + c];
+  for (int64_t i = row; c < cols && i < count; i += ROWS) sum += part[i * cols + c];
   turn[row][threadIdx.x] = sum;
-  for (int half = PART_ROWS / 2; half > 0; half /= 2) {
+  for (int half = ROWS / 2; half > 0; half /= 2) {
     __syncthreads();
     if (row < half) turn[row][threadIdx.x] += turn[row + half][threadIdx.x];
   }

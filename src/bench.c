@@ -125,7 +125,7 @@ static double run_many(sk_stream *st, const sk_ops *op, int64_t calls, void (*ru
 double sk_bench_time(const sk_bench *b, sk_stream *st, void (*run)(void *arg), void *arg) {
   for (int64_t i = 0; i < b->warmup; i++) run(arg);
   double once = run_many(st, b->op, 1, run, arg), *each = sk_calloc((size_t)b->repeat, sizeof *each);
-  int64_t calls = once > 0 ? (int64_t)(0.02 / once) : 1;
+  int64_t calls = once > 0 ? (int64_t)(b->sample / once) : 1;
   if (calls < 1) calls = 1;
   for (int64_t i = 0; i < b->repeat; i++) each[i] = run_many(st, b->op, calls, run, arg);
   qsort(each, (size_t)b->repeat, sizeof *each, by_value);
@@ -174,7 +174,7 @@ int sk_bench_run(MPI_Comm comm, int argc, char **argv, sk_err *e) {
   o.set = sk_calloc((size_t)argc, sizeof *o.set);
   char *command = command_text(argc, argv), *name = NULL;
   sk_config cfg = {0};
-  sk_bench b = {.comm = comm, .command = command, .op = &sk_cpu_ops, .comms = &sk_comm_mpi};
+  sk_bench b = {.comm = comm, .sample = 0.02, .command = command, .op = &sk_cpu_ops, .comms = &sk_comm_mpi};
   MPI_Comm_rank(comm, &b.rank);
   MPI_Comm_size(comm, &b.ranks);
   if (parse(argc - 1, argv + 1, &o, e) == SK_OK &&

@@ -15,6 +15,7 @@ typedef struct sk_bench {
   const char *model;        /* name of the model, from the deck */
   const char *command;      /* how to run this again */
   int64_t repeat, warmup;
+  double sample;            /* seconds that the calls of one repetition fill, about */
   bool no_overlap;          /* step: every exchange is waited for at once */
   bool brief;               /* step: its time alone, not what it is made of */
   char **names;             /* ops: those asked for */
@@ -30,8 +31,8 @@ int sk_bench_run(MPI_Comm comm, int argc, char **argv, sk_err *e);
 /* Appends an object with the fields that every result has; more are added by the caller. */
 json_t *sk_bench_result(sk_bench *b, const char *what, const char *device);
 
-/* Seconds that one call of run(arg) takes, the median over b->repeat repetitions of as many calls as fill about
- * 20 ms; st is waited for. Not collective. */
+/* Seconds that one call of run(arg) takes, the median over b->repeat repetitions of as many calls as fill b->sample;
+ * st is waited for. Not collective. */
 double sk_bench_time(const sk_bench *b, sk_stream *st, void (*run)(void *arg), void *arg);
 
 /* Fills n host floats with N(0, scale^2). */
