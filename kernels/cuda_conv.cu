@@ -355,7 +355,7 @@ struct next_rows {
     for (int i = 0; i < AHEAD; i++) ask(i);
   }
   __device__ void ask(int i) {
-    if (i < left) x[i].load(from_x), dy[i].load(from_dy);
+    if (i < left) x[i].load_once(from_x), dy[i].load_once(from_dy);
     from_x += ldx, from_dy += ldy;
   }
 };
@@ -379,9 +379,11 @@ __device__ inline void row_done(const conv_thread<T, TAPS, V> &me, back_state<T,
   T *to = WHICH == AFTER || t >= me.first                ? run.to
           : WHICH == ANY && t < 0 && c.dhalo ? (T *)c.dhalo + me.halo_at(t)
                                                          : nullptr;
+  packed<T, V> row;
 #pragma unroll
   for (int d = 0; d < TAPS; d++)
-    if (to && d == K - 1) me.put(to, 0, run.dx[d]);
+    if (d == K - 1) row.pack(run.dx[d]);
+  if (to) row.store_once(to);
   run.to += c.ldx;
 }
 
@@ -434,6 +436,7 @@ __device__ inline void run_back(const conv_thread<T, TAPS, V> &me, conv_sums<TAP
 
 template <class T, int TAPS, int V>
 __global__ void __launch_bounds__(LANES *RUNS, BACK_BLOCKS<T>) conv_back(conv_call c) {
+  cudaTriggerProgrammaticLaunchCompletion(); // conv_reduce may come to where a block has ended
   conv_thread<T, TAPS, V> me(c);
   conv_sums<TAPS, V> sum = {};
   me.each_run([&]() { run_back(me, sum); });
@@ -442,6 +445,7 @@ __global__ void __launch_bounds__(LANES *RUNS, BACK_BLOCKS<T>) conv_back(conv_ca
 
 // dw[cd, K] and dbias[cd] += the sums over the parts: tap blockIdx.y of SUM_COLS channels.
 __global__ void conv_reduce(conv_call c, int64_t parts, float *dw, float *dbias) {
+  cudaGridDependencySynchronize(); // conv_back is over
   int64_t channel = (int64_t)blockIdx.x * SUM_COLS + threadIdx.x;
   int k = (int)blockIdx.y;
   double sum = sum_parts<SUM_COLS, SUM_ROWS>(c.part + k * parts * c.cd, parts, c.cd, channel);
@@ -540,7 +544,13 @@ extern "C" void sk_cuda_conv_grad(sk_stream *s, const sk_conv_dims *d, void *dx,
     conv_back<T, TAPS, V><<<grid, THREADS_XY, 0, sk_cuda_stream(s)>>>(c);
   });
   SK_CUDA(cudaGetLastError());
-  dim3 grid((unsigned)up(c.cd, SUM_COLS), (unsigned)(d->K + 1)), block(SUM_COLS, SUM_ROWS);
-  conv_reduce<<<grid, block, 0, sk_cuda_stream(s)>>>(c, parts, dw, dbias);
-  SK_CUDA(cudaGetLastError());
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t how = {};
+  how.gridDim = dim3((unsigned)up(c.cd, SUM_COLS), (unsigned)(d->K + 1));
+  how.blockDim = dim3(SUM_COLS, SUM_ROWS);
+  how.stream = sk_cuda_stream(s);
+  how.attrs = &early, how.numAttrs = 1;
+  SK_CUDA(cudaLaunchKernelEx(&how, conv_reduce, c, parts, dw, dbias));
 }

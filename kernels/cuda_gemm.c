@@ -105,12 +105,12 @@ typedef struct liking {
   int tile, cluster, among;
 } liking;
 enum { ALL = ANSWERS };
-static const liking for_y[] = {{29, 3, ALL}, {29, 5, ALL}, {201, 5, ALL}, {20, 3, ALL}, {197, 5, ALL}, {0}},
-                    for_long_y[] = {{29, 3, ALL}, {24, 5, 1}, {201, 5, ALL}, {0}},
+static const liking for_y[] = {{20, 3, ALL}, {29, 3, ALL}, {29, 5, ALL}, {201, 5, ALL}, {197, 5, ALL}, {0}},
                     for_scores[] = {{197, 3, ALL}, {201, 5, ALL}, {0}},
-                    for_dx[] = {{29, 3, ALL}, {29, 5, ALL}, {20, 3, ALL}, {0}}, for_long_dx[] = {{24, 5, ALL}, {0}},
+                    for_dx[] = {{20, 3, ALL}, {29, 3, ALL}, {29, 5, ALL}, {0}}, for_long_dx[] = {{24, 5, ALL}, {0}},
                     for_dw[] = {{495, 5, ALL}, {23, 3, ALL}, {0}},
-                    for_small_dw[] = {{116, 3, 5}, {495, 5, ALL}, {20, 3, 1}, {21, 5, ALL}, {20, 3, 5}, {23, 3, ALL}, {0}},
+                    for_small_dw[] = {{116, 3, 5},  {495, 5, ALL}, {208, 5, ALL}, {20, 3, 1},
+                                      {21, 5, ALL}, {20, 3, 5},    {23, 3, ALL},  {0}},
                     for_tall_dw[] = {{29, 3, ALL}, {24, 5, ALL}, {0}}, for_large_dw[] = {{24, 5, ALL}, {0}},
                     for_none[] = {{0}};
 
@@ -118,9 +118,8 @@ static const liking *likings(const key *k) {
   if (k->act != SK_BF16) return for_none;
   if (k->ta && k->m >= 1 << 14) return k->n <= 2048 ? for_tall_dw : for_large_dw;
   if (k->ta) return k->m * k->n <= 1 << 22 ? for_small_dw : for_dw;
-  if (k->tb && k->ct != SK_BF16) return for_scores;
-  if (k->tb) return k->k < 3072 ? for_y : for_long_y;
-  return k->k <= 3072 ? for_dx : for_long_dx;
+  if (k->tb) return k->ct == SK_BF16 ? for_y : for_scores;
+  return k->k < 4096 ? for_dx : for_long_dx;
 }
 
 static bool is(const cublasLtMatmulAlgo_t *algo, liking want) {
