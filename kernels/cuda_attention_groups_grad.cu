@@ -70,9 +70,9 @@ static __device__ inline void keys_multiply(const flash_call &c, keys_share<HD> 
     if (!all_seen(c, w, tile, S::ROWS)) mask_rows(s, sh.seen[at.stage], key0);
     probabilities_of_rows(s, sh.stat[at.stage], c.scale2);
     as_operand(p, s);
-    wg_wait<0>();
-    wg_done(dp[0]);
     begin_py<HD>(dv, p, sh.dout[at.stage]);
+    wg_wait<1>();
+    wg_done(dp[0]);
     grads_of_rows(s, dp, sh.stat[at.stage]);
     as_operand(ds, dp);
     if (then > w.last) break;

@@ -54,14 +54,18 @@ static __device__ inline void load_queries(const flash_call &c, bf16 *q, bf16 *d
   int row = (int)threadIdx.x % 128 / PER, chunk = (int)threadIdx.x % PER;
   uint32_t to = (uint32_t)tile_at<HD, COUNT>(row, chunk) * 2;
   uint32_t to_q = shared_address(q) + to, to_dout = shared_address(dout) + to;
+  // What query_at computes, from the first row of r0's token on, where 32 bits do.
+  int t0 = token_of(c, r0), row0 = t0 * c.group, column = chunk * 8 < c.hd ? chunk * 8 : 0;
+  const bf16 *from_q = (const bf16 *)c.q + query_at(c, bi, kv, row0, c.ldq) + column;
+  const bf16 *from_dout = (const bf16 *)c.dout + query_at(c, bi, kv, row0, c.ldo) + column;
+  int skip_q = (int)c.ldq - c.group * c.hd, skip_dout = (int)c.ldo - c.group * c.hd;
   n = chunk * 8 < c.hd ? n - row : 0;
 #pragma unroll
   for (int i = 0; i < COUNT / STEP; i++) {
     bool here = i * STEP < n;
-    int r = here ? r0 + row + i * STEP : 0, column = chunk * 8 < c.hd ? chunk * 8 : 0;
-    copy16(to_q + i * STEP * 128, (const bf16 *)c.q + query_at(c, bi, kv, r, c.ldq) + column, here);
-    copy16(to_dout + i * STEP * 128, (const bf16 *)c.dout + query_at(c, bi, kv, r, c.ldo) + column,
-           here);
+    int r = here ? r0 - row0 + row + i * STEP : 0, t = token_of(c, r);
+    copy16(to_q + i * STEP * 128, from_q + (t * skip_q + r * c.hd), here);
+    copy16(to_dout + i * STEP * 128, from_dout + (t * skip_dout + r * c.hd), here);
   }
 }
 
