@@ -115,6 +115,8 @@ static inline flash_call flash_describe(const sk_attn_dims *d) {
   SK_CHECK(d->H % d->KV == 0, "attention: %d query heads, %d kv heads", (int)d->H, (int)d->KV);
   SK_CHECK(rows < (1 << 30) && d->Tk < (1 << 30) && d->q0 < (1 << 30),
            "attention: sequence too long");
+  SK_CHECK(d->ldq < (1 << 24) && d->ldk < (1 << 24) && d->ldv < (1 << 24) && d->ldo < (1 << 24),
+           "attention: rows too long"); // a tile's offsets have 32 bits
   c.b = (int)d->b, c.Tq = (int)d->Tq, c.Tk = (int)d->Tk, c.q0 = (int)d->q0;
   c.KV = (int)d->KV, c.H = (int)d->H, c.hd = (int)d->hd;
   c.group = c.H / c.KV, c.rows = (int)rows;

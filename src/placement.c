@@ -254,6 +254,15 @@ static char *too_many_threads(const sk_place *p, const host *h, bool *warn) {
   return text;
 }
 
+/* Ranks with GPUs, bound to a core each: the threads that save checkpoints share it with the one that starts kernels. */
+static char *one_core_each(const sk_place *p, const host *h) {
+  const sk_place *a = &p[h->rank[0]];
+  if (a->gpu < 0 || count(h->cores) == 0 || count(h->cores) > h->ranks || a->online < 2 * h->ranks) return NULL;
+  return sk_strf("%d rank%s with GPUs on %s ha%s a core each of %d, which threads that save checkpoints want too; try "
+                 "mpirun --bind-to none",
+                 h->ranks, h->ranks == 1 ? "" : "s", a->host, h->ranks == 1 ? "s" : "ve", a->online);
+}
+
 // A warning comes before a note, and one core shared before too few of them.
 char *sk_placement_advice(const sk_place *p, int n, bool *warn) {
   int *first = host_firsts(p, n);
@@ -267,6 +276,7 @@ char *sk_placement_advice(const sk_place *p, int n, bool *warn) {
     char *text = on_one_core(p, &h);
     int now = text ? 3 : 0;
     if (!text && (text = too_many_threads(p, &h, &curable))) now = curable ? 2 : 1;
+    if (!text && (text = one_core_each(p, &h))) now = 2;
     host_free(&h);
     if (now > weight) {
       sk_free(best);

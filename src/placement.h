@@ -34,7 +34,7 @@ char *sk_placement_list(const int *number, int n);
  * the end. */
 char *sk_placement_table(const sk_place *p, int n);
 
-/* One line about ranks on one core or more threads than cores, NULL when there is nothing to say.
+/* One line about ranks on one core, more threads than cores or GPUs with a core each, NULL when there is nothing to say.
  * *warn: it can be cured from outside; otherwise the host simply has no more cores. */
 char *sk_placement_advice(const sk_place *p, int n, bool *warn);
 #endif

@@ -211,6 +211,8 @@ static void advice(void) {
   sk_place *p = job(8, 4);
   check_advice(p, 8, NULL, false, "two cores and two threads a rank");
   for (int i = 0; i < 8; i++) p[i].threads = 1, set_cores(&p[i], i % 4, i % 4);
+  check_advice(p, 8, "4 ranks with GPUs on node1 have a core each of 8", true, "a core for each GPU");
+  for (int i = 0; i < 8; i++) p[i].gpu = -1;
   check_advice(p, 8, NULL, false, "each rank on its own core");
   set_cores(&p[6], 1, 1);
   check_advice(p, 8,
