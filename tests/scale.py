@@ -5,9 +5,10 @@ long context, as one table and as JSON. Python's standard library only.
     python3 tests/scale.py --ranks 8 --device cuda --out scale            # on a node with 8 GPUs
     python3 tests/scale.py --ranks 8 --device cpu --out scale             # the rehearsal, small models
 
---parts chooses among parity, speed and long. MPIRUN and SAKER name the launcher and the program
-(default: mpirun and build/saker). Exit code 1 when something failed or a loss is off; what does not
-run says so in the table. A part whose time is over (--limit, seconds for all) is reported as left out.
+--parts chooses among parity, speed and long. MPIRUN and SAKER name the launcher and the program (default: mpirun
+--bind-to none, and build/saker); unless OMP_NUM_THREADS says otherwise, the ranks share the cores. Exit code 1 when
+something failed or a loss is off; what does not run says so in the table. A part whose time is over (--limit, seconds
+for all) is reported as left out.
 """
 import argparse
 import json
@@ -62,7 +63,7 @@ class Run:
         self.folder = pathlib.Path(args.out).resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.saker = os.path.abspath(os.environ.get("SAKER", HERE / "build" / "saker"))
-        self.mpirun = shlex.split(os.environ.get("MPIRUN", "mpirun"))
+        self.mpirun = shlex.split(os.environ.get("MPIRUN", "mpirun --bind-to none"))
 
     def late(self):
         return time.monotonic() - self.started > self.args.limit
@@ -76,8 +77,10 @@ class Run:
     def launch(self, ranks, *words):
         """Runs the program; returns (exit code, the end of its output)."""
         command = [*self.mpirun, "-np", str(ranks), self.saker, *map(str, words)]
+        threads = str(max(1, len(os.sched_getaffinity(0)) // ranks))
         try:
-            r = subprocess.run(command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            r = subprocess.run(command, cwd=self.folder, env={"OMP_NUM_THREADS": threads, **os.environ},
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                timeout=self.args.timeout, text=True, errors="replace")
         except subprocess.TimeoutExpired as e:
             return 124, f"no end after {e.timeout:.0f} s"
