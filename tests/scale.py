@@ -63,7 +63,9 @@ class Run:
         self.folder = pathlib.Path(args.out).resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.saker = os.path.abspath(os.environ.get("SAKER", HERE / "build" / "saker"))
-        self.mpirun = shlex.split(os.environ.get("MPIRUN", "mpirun --bind-to none"))
+        self.cores = len(os.sched_getaffinity(0))
+        more = " --oversubscribe" if args.ranks > self.cores else ""
+        self.mpirun = shlex.split(os.environ.get("MPIRUN", "mpirun --bind-to none" + more))
 
     def late(self):
         return time.monotonic() - self.started > self.args.limit
@@ -77,7 +79,7 @@ class Run:
     def launch(self, ranks, *words):
         """Runs the program; returns (exit code, the end of its output)."""
         command = [*self.mpirun, "-np", str(ranks), self.saker, *map(str, words)]
-        threads = str(max(1, len(os.sched_getaffinity(0)) // ranks))
+        threads = str(max(1, self.cores // ranks))
         try:
             r = subprocess.run(command, cwd=self.folder, env={"OMP_NUM_THREADS": threads, **os.environ},
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -89,7 +91,7 @@ class Run:
         return r.returncode, r.stdout
 
     def failed(self, part, what, code, output):
-        lines = [x for x in output.strip().splitlines() if x.strip()]
+        lines = [x for x in output.splitlines() if x.strip("- ")]
         self.add(part, what, False, f"exit code {code}: {lines[-1].strip() if lines else 'no output'}")
 
 
