@@ -1,6 +1,8 @@
 #include "src/data.h"
 #include "io/tokens.h"
+#include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { SLOTS = 65536, ROUNDS = 6 };
 
@@ -38,6 +40,13 @@ int64_t sk_permute(uint64_t key, int64_t n, int64_t i) {
     x = l << half | r;
   } while (x >= (uint64_t)n);
   return (int64_t)x;
+}
+
+/* Of a file that is not there. */
+static void name_cure(const char *list, int k, sk_err *e) {
+  size_t n = strlen(e->msg);
+  snprintf(e->msg + n, sizeof e->msg - n, "\nIt is %s[%d] of the deck. `saker data build` makes such files: saker help data",
+           list, k);
 }
 
 /* Slot i goes to the set that is furthest behind its share. */
@@ -157,6 +166,8 @@ int sk_data_open(MPI_Comm comm, const sk_config *c, bool train, sk_data **out, s
   for (int k = 0; k < d->n && !e->code; k++)
     if (sk_tokens_open(comm, entry[k].path, &d->set[k].tokens, e) == SK_OK)
       check_set(d, k, entry[k].path, c->model.vocab_size, holdout, held_out, e);
+    else if (access(entry[k].path, F_OK) != 0)
+      name_cure(entry == c->data.train ? "data.train" : "data.valid", k, e);
   if (!e->code) check_tokenizers(d, entry, e);
   if (!e->code) fill_slots(d, entry, train || held_out ? "data.train" : "data.valid", e);
   if (!train && !e->code) size_evaluation(d, c->train.eval_batches * c->train.global_batch);

@@ -86,6 +86,10 @@ for n in 1 2; do
   [ $? = 2 ] && grep -q -e '--set train.stepz' log && grep -q 'train.steps' log && grep -q -e '--set optimizer.clip' log
   ok $? "$n ranks: mistakes in --set are located"
 
+  ranks $n train -i deck.yaml --set data.train='[{path: nowhere.h5}]'
+  [ $? = 1 ] && grep -q 'nowhere.h5: cannot be opened' log && grep -q 'data.train\[0\].*saker data build' log
+  ok $? "$n ranks: a data set that is not there" || say_log log
+
   # --- the grid ---
   ranks $n train -i deck.yaml --set train.global_batch=7 --set train.micro_batch=3
   [ $? = 2 ] && grep -q 'global_batch' log
