@@ -376,9 +376,9 @@ template <tokens WHICH, class T, int TAPS, int V>
 __device__ inline void row_done(const conv_thread<T, TAPS, V> &me, back_state<T, TAPS, V> &run, int t,
                                 int K) {
   const conv_call &c = me.c;
-  T *to = WHICH == AFTER || t >= me.first                ? run.to
+  T *to = WHICH == AFTER || t >= me.first    ? run.to
           : WHICH == ANY && t < 0 && c.dhalo ? (T *)c.dhalo + me.halo_at(t)
-                                                         : nullptr;
+                                             : nullptr;
   packed<T, V> row;
 #pragma unroll
   for (int d = 0; d < TAPS; d++)
