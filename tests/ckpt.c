@@ -50,7 +50,7 @@ static void large_slab(void) {
 /* Blocks of columns, written by whoever has the columns, cut by rows as well; read by rows. */
 static void column_blocks(void) {
   enum { ROWS = 301, BLOCK = 3500, BLOCKS = 6, COLS = BLOCK * BLOCKS }; // above 4 MiB each, of odd size
-  static float out[ROWS * COLS], in[ROWS * COLS];
+  static float out[ROWS * COLS + 5 * 12 + 3], in[ROWS * COLS + 5 * 12 + 3]; // one rank has all of a, b and c
   const sk_dset d[] = {{"params/a", 2, {ROWS, COLS}, .block = BLOCK}, {"params/b", 2, {5, 12}, .block = 2},
                        {"params/c", 1, {3}, 0}};
   const sk_ckpt_meta m = {.run_id = "0123456789abcdef", .step = 1, .grid = {1, 1, 1, tap_size},
