@@ -84,7 +84,7 @@ static __device__ inline void keys_multiply(const flash_call &c, keys_share<HD> 
     wg_done(s[0]);
     wg_done(dv[0]);
     wg_done(dk[0]);
-    ring_release(sh.rows, at);
+    ring_release_each(sh.rows, at);
     begin_xyt<HD, S::ROWS>(dp, sh.v, sh.dout[next.stage]);
     at = next;
     tile = then;
@@ -104,7 +104,7 @@ static __global__ void __launch_bounds__(keys_block<HD>::THREADS, 1)
   int heads = c.b * c.KV, head = (int)blockIdx.x % heads, bi = head / c.KV, kv = head % c.KV;
   int j0 = (int)blockIdx.x / heads * S::ROWS;
   int group = (int)threadIdx.x / 128, mine = j0 + 64 * group;
-  if (threadIdx.x == 0) ring_init(sh.rows, 4 * S::GROUPS);
+  if (threadIdx.x == 0) ring_init(sh.rows, 128 * S::GROUPS);
   if (group < S::GROUPS) {
     int n = min(c.Tk, c.q0 + c.Tq) - mine; // later keys may hold anything
     load_tile<HD, S::ROWS, 128, WIDE, 64>(sh.k + 64 * 64 * group, c.k, n, c.hd, [&](int r) {

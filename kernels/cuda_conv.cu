@@ -118,12 +118,18 @@ struct conv_thread {
   int64_t channel, seq;
   int first, end; // the run's tokens
   int64_t origin; // row of its first token
-  float w[TAPS][V], bias[V];
+  float w[TAPS][V], bias[V]; // once weights() was called
+  bool weighed;
 
-  // Weights include the multiplier; taps that the conv does not have are 0. V > 1 has all its taps.
   __device__ conv_thread(const conv_call &call) : c(call) {
     channel = ((int64_t)blockIdx.x * LANES + threadIdx.x) * V;
-    if (channel >= c.cd) return;
+    weighed = false;
+  }
+  // Loads them for the thread's first run, best where its rows are on their way. They include the multiplier; taps
+  // that the conv does not have are 0. V > 1 has all its taps.
+  __device__ void weights() {
+    if (weighed) return;
+    weighed = true;
     const T *from = (const T *)c.w + channel * c.K;
     float all[TAPS][V];
     if constexpr (V > 1) {
@@ -251,13 +257,14 @@ template <class T, int V>
 using fwd_ring = row_ring<T, V, 1, FWD_DEPTH>;
 
 template <class T, int TAPS, int V>
-__device__ inline void run(const conv_thread<T, TAPS, V> &me) {
+__device__ inline void run(conv_thread<T, TAPS, V> &me) {
   const conv_call &c = me.c;
   fwd_ring<T, V> ring;
   float x[TAPS][V];
   ring.from[0] = (const T *)c.x + me.at(me.first, c.ldx), ring.step[0] = c.ldx;
   ring.start(me.end - me.first);
   me.rows_before(x, me.first);
+  me.weights();
   int soon = me.latest(me.first);
 #pragma unroll 1
   for (int t0 = me.first; t0 < me.end; t0 += AHEAD) {
@@ -338,29 +345,22 @@ __device__ inline void token_back(const conv_thread<T, TAPS, V> &me, float (&dx)
   }
 }
 
-// The next AHEAD rows of x and dy. The row AHEAD later is asked for as soon as one is taken, so loads
-// under way need no registers but those of their rows.
+// The next AHEAD rows of x and dy. The row AHEAD later is asked for as soon as one is taken, if the run
+// needs it, so loads under way need no registers but those of their rows.
 template <class T, int V>
 struct next_rows {
   packed<T, V> x[AHEAD], dy[AHEAD];
   const T *from_x, *from_dy; // the rows to ask for
   int64_t ldx, ldy;
-  int left; // from there on
 
-  __device__ void start(const conv_call &c, int64_t at_x, int64_t at_dy, int rows) {
-    from_x = (const T *)c.x + at_x, ldx = c.ldx;
-    from_dy = (const T *)c.dy + at_dy, ldy = c.ldy;
-    left = rows;
-#pragma unroll
-    for (int i = 0; i < AHEAD; i++) ask(i);
-  }
   __device__ void ask(int i) {
-    if (i < left) x[i].load_once(from_x), dy[i].load_once(from_dy);
+    x[i].load_once(from_x), dy[i].load_once(from_dy);
     from_x += ldx, from_dy += ldy;
   }
 };
 
-// AHEAD tokens may be any; or the run's own, or after it, each seeing TAPS - 1 tokens back.
+// AHEAD tokens may be any; or the run's own, with as many after them in the sequence; or after the run, the
+// last two each seeing TAPS - 1 tokens back.
 enum tokens { ANY, OWN, AFTER };
 
 // What a run keeps from one token to the next.
@@ -376,14 +376,14 @@ template <tokens WHICH, class T, int TAPS, int V>
 __device__ inline void row_done(const conv_thread<T, TAPS, V> &me, back_state<T, TAPS, V> &run, int t,
                                 int K) {
   const conv_call &c = me.c;
-  T *to = WHICH == AFTER || t >= me.first    ? run.to
-          : WHICH == ANY && t < 0 && c.dhalo ? (T *)c.dhalo + me.halo_at(t)
-                                             : nullptr;
   packed<T, V> row;
 #pragma unroll
   for (int d = 0; d < TAPS; d++)
     if (d == K - 1) row.pack(run.dx[d]);
-  if (to) row.store_once(to);
+  if (WHICH == AFTER || t >= me.first)
+    row.store_once(run.to);
+  else if (WHICH == ANY && t < 0 && c.dhalo)
+    row.store_once((T *)c.dhalo + me.halo_at(t));
   run.to += c.ldx;
 }
 
@@ -393,7 +393,6 @@ __device__ inline void batch_back(const conv_thread<T, TAPS, V> &me, back_state<
                                   conv_sums<TAPS, V> &sum, int t0, int last, int stop) {
   const packed<T, V> zero = {};
   int seen[AHEAD], K = WHICH == ANY ? me.c.K : TAPS;
-  run.next.left -= AHEAD;
 #pragma unroll
   for (int i = 0; i < AHEAD; i++)
     seen[i] = WHICH != ANY ? TAPS - 1 : t0 + i < stop ? me.reach(t0 + i) : -1;
@@ -403,7 +402,7 @@ __device__ inline void batch_back(const conv_thread<T, TAPS, V> &me, back_state<
     if (WHICH == ANY ? t >= last : WHICH == AFTER && i == TAPS - 1) break;
     packed<T, V> row = zero, dy = zero;
     if (seen[i] >= 0) row = run.next.x[i], dy = run.next.dy[i];
-    if (WHICH != AFTER) run.next.ask(i);
+    if ((WHICH == OWN && i < TAPS - 1) || (WHICH != AFTER && t + AHEAD < stop)) run.next.ask(i); // TAPS - 1 after it
     shift(run.x, row);
     shift(run.dx, zero);
     token_back(me, run.dx, run.x, dy, seen[i], WHICH == OWN || (WHICH == ANY && t < me.end), sum);
@@ -413,21 +412,35 @@ __device__ inline void batch_back(const conv_thread<T, TAPS, V> &me, back_state<
 
 // The run: dx of its rows, and dhalo of the rows before the first.
 template <class T, int TAPS, int V>
-__device__ inline void run_back(const conv_thread<T, TAPS, V> &me, conv_sums<TAPS, V> &sum) {
+__device__ inline void run_back(conv_thread<T, TAPS, V> &me, conv_sums<TAPS, V> &sum) {
   const conv_call &c = me.c;
   int last = me.end + c.K - 1, stop = min(last, c.T);
   back_state<T, TAPS, V> run = {};
   run.to = (T *)c.dx + me.at(me.first - (c.K - 1), c.ldx);
-  run.next.start(c, me.at(me.first, c.ldx), me.at(me.first, c.ldy), stop - me.first);
+  run.next.from_x = (const T *)c.x + me.at(me.first, c.ldx), run.next.ldx = c.ldx;
+  run.next.from_dy = (const T *)c.dy + me.at(me.first, c.ldy), run.next.ldy = c.ldy;
+#pragma unroll
+  for (int i = 0; i < AHEAD; i++)
+    if (me.first + i < stop) run.next.ask(i);
   me.rows_before(run.x, me.first);
-  int soon = me.latest(me.first);
+  me.weights();
+  const int32_t *start = c.start + me.seq * c.T;
+  // Where a batch may be OWN; the first may not when the halo's rows want its gradients.
+  int from = me.first == 0 && c.dhalo ? AHEAD : me.first;
+  int to = c.K == TAPS ? min(me.end - AHEAD, c.T - 2 * AHEAD) : -1;
+  int latest = start[min(me.first + AHEAD, c.T) - 1]; // of a batch's last token
 #pragma unroll 1
   for (int t0 = me.first; t0 < last; t0 += AHEAD) {
-    bool whole = c.K == TAPS && soon <= t0 - (TAPS - 1) && !(t0 == 0 && c.dhalo);
-    soon = me.latest(t0 + AHEAD);
-    if (whole && t0 + AHEAD <= me.end)
+    // In a loop of their own, where what a run keeps stays in its registers.
+#pragma unroll 1
+    while (t0 >= from && t0 <= to && latest <= t0 - (TAPS - 1)) {
+      latest = start[t0 + 2 * AHEAD - 1];
       batch_back<OWN>(me, run, sum, t0, last, stop);
-    else if (whole && t0 == me.end && last == stop)
+      t0 += AHEAD;
+    }
+    bool after = c.K == TAPS && t0 == me.end && last == stop && latest <= t0 - (TAPS - 1);
+    latest = start[min(t0 + 2 * AHEAD, c.T) - 1];
+    if (after)
       batch_back<AFTER>(me, run, sum, t0, last, stop);
     else
       batch_back<ANY>(me, run, sum, t0, last, stop);
@@ -445,15 +458,15 @@ __global__ void __launch_bounds__(LANES *RUNS, BACK_BLOCKS<T>) conv_back(conv_ca
 
 // dw[cd, K] and dbias[cd] += the sums over the parts: tap blockIdx.y of SUM_COLS channels.
 __global__ void conv_reduce(conv_call c, int64_t parts, float *dw, float *dbias) {
-  cudaGridDependencySynchronize(); // conv_back is over
   int64_t channel = (int64_t)blockIdx.x * SUM_COLS + threadIdx.x;
   int k = (int)blockIdx.y;
+  float *to = k < c.K ? dw + channel * c.K + k : dbias ? dbias + channel : nullptr;
+  bool mine = threadIdx.y == 0 && channel < c.cd && to;
+  float before = mine ? *to : 0.0f; // conv_back does not write it, and all before it is over
+  double mult = k < c.K ? mult_of(c, channel) : 1;
+  cudaGridDependencySynchronize(); // conv_back is over
   double sum = sum_parts<SUM_COLS, SUM_ROWS>(c.part + k * parts * c.cd, parts, c.cd, channel);
-  if (threadIdx.y > 0 || channel >= c.cd) return;
-  if (k < c.K)
-    dw[channel * c.K + k] = (float)(dw[channel * c.K + k] + mult_of(c, channel) * sum);
-  else if (dbias)
-    dbias[channel] = (float)(dbias[channel] + sum);
+  if (mine) *to = (float)(before + mult * sum);
 }
 
 // ---- launches ----

@@ -342,8 +342,13 @@ __device__ inline double sum_parts(const float *part, int64_t count, int64_t col
   __shared__ double turn[ROWS][COLS];
   int row = threadIdx.y;
   double sum = 0;
-#pragma unroll 8
-  for (int64_t i = row; c < cols && i < count; i += ROWS) sum += part[i * cols + c];
+  for (int64_t i = row; c < cols && i < count; i += 8 * ROWS) {
+    float some[8]; // all asked for before the first is added
+#pragma unroll
+    for (int k = 0; k < 8; k++) some[k] = i + k * ROWS < count ? part[(i + k * ROWS) * cols + c] : 0;
+#pragma unroll
+    for (int k = 0; k < 8; k++) sum += some[k];
+  }
   turn[row][threadIdx.x] = sum;
   for (int half = ROWS / 2; half > 0; half /= 2) {
     __syncthreads();

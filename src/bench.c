@@ -134,6 +134,25 @@ double sk_bench_time(const sk_bench *b, sk_stream *st, void (*run)(void *arg), v
   return median;
 }
 
+void sk_bench_rounds(const sk_bench *b, sk_stream *st, double sample, sk_bench_way *way, int n) {
+  sk_bench once = *b;
+  once.repeat = once.warmup = 1;
+  once.sample = sample;
+  int64_t rounds = 5 * b->repeat;
+  double *s = sk_calloc((size_t)(n * rounds), sizeof *s); /* [way][round] */
+  for (int64_t round = 0; round < rounds; round++) {
+    for (int j = 0; j < n; j++) {
+      int i = (int)((j + round) % n);
+      s[i * rounds + round] = sk_bench_time(&once, st, way[i].run, way[i].arg);
+    }
+  }
+  for (int i = 0; i < n; i++) {
+    qsort(s + i * rounds, (size_t)rounds, sizeof *s, by_value);
+    way[i].s = s[i * rounds + rounds / 2];
+  }
+  sk_free(s);
+}
+
 void sk_bench_random(float *x, int64_t n, uint64_t key, double scale) {
 #pragma omp parallel for schedule(static)
   for (int64_t i = 0; i < n; i++) x[i] = (float)(scale * sk_normal(key, (uint64_t)i));

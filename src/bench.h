@@ -38,12 +38,27 @@ double sk_bench_time(const sk_bench *b, sk_stream *st, void (*run)(void *arg), v
 /* Fills n host floats with N(0, scale^2). */
 void sk_bench_random(float *x, int64_t n, uint64_t key, double scale);
 
-/* bench_attention.c: cuDNN's attention of these dims, where it is there; a: as of one's own op, whose forward pass has
- * run. report is called for each pass that could be measured: op and pass name it, s seconds, ws bytes of
- * workspace. Not collective. */
-void sk_bench_cudnn(const sk_bench *b, sk_device *dev, sk_stream *st, const sk_attn_dims *d,
-                    const struct sk_cudnn_args *a,
-                    void (*report)(void *arg, const char *op, const char *pass, double s, size_t ws), void *arg);
+/* One way of doing something, run(arg), and the seconds that it took. */
+typedef struct sk_bench_way {
+  void (*run)(void *arg);
+  void *arg;
+  double s;
+} sk_bench_way;
+
+/* Fills s of n ways that are to be compared, as sk_bench_time would, in rounds: in each round every way runs for about
+ * `sample` seconds, each time another first. A GPU's clock falls while it works, and all must see the same. */
+void sk_bench_rounds(const sk_bench *b, sk_stream *st, double sample, sk_bench_way *way, int n);
+
+/* bench_attention.c: cuDNN's passes of these dims, as many as can be made, in the same rounds as one's own two,
+ * forward and backward, whose s are filled; a: of one's own op. Returns how many rivals there are; op and pass name
+ * them, ws is their workspace in bytes. Not collective. */
+typedef struct sk_bench_rival {
+  const char *op, *pass;
+  double s;
+  size_t ws;
+} sk_bench_rival;
+int sk_bench_attention(const sk_bench *b, sk_device *dev, sk_stream *st, const sk_attn_dims *d,
+                       const struct sk_cudnn_args *a, sk_bench_way own[2], sk_bench_rival rival[3]);
 
 /* bench_gemm.c: a matrix product as in sk_ops.gemm. */
 typedef struct sk_bench_product {

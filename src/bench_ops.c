@@ -170,19 +170,6 @@ static void run_attention(void *arg) { /* p: q|k|v rows, o, lse, start, do, dqkv
                           x + (size_t)q * k->e, x + (size_t)(q + kv) * k->e, c->p[1], c->p[2], c->p[3], c->p[6]);
 }
 
-typedef struct rival {
-  bench *k;
-  const char *shape;
-  double flops; /* of the forward pass */
-} rival;
-
-static void report_rival(void *arg, const char *op, const char *pass, double s, size_t ws) {
-  const rival *r = arg;
-  report(r->k, op, r->shape, pass, s, strcmp(pass, "fwd") == 0 ? r->flops : 2.5 * r->flops, 0, 0);
-  json_t *all = r->k->b->results, *o = json_array_get(all, json_array_size(all) - 1);
-  if (o) json_object_set_new(o, "workspace_bytes", json_integer((json_int_t)ws));
-}
-
 static void attention(bench *k) {
   const sk_model_cfg *m = k->m;
   int64_t H = m->num_attention_heads, KV = m->num_key_value_heads, hd = m->head_dim, ld = (H + 2 * KV) * hd;
@@ -197,14 +184,22 @@ static void attention(bench *k) {
            (long long)KV, (long long)hd);
   double flops = 2.0 * (double)(H * hd) * (double)(k->T + 1) * (double)k->n;
   double in = (double)(k->n * ld) * (double)k->e, out = (double)(k->n * H * hd) * (double)k->e;
-  measure(&c, run_attention, "attention", shape, false, flops, in + out);
-  measure(&c, run_attention, "attention", shape, true, 2.5 * flops, 2 * in + 2 * out);
   char *x = p[0], *dx = p[5];
   size_t to_k = (size_t)(H * hd) * k->e, to_v = (size_t)((H + KV) * hd) * k->e;
   const sk_cudnn_args a = {.o = p[1], .lse = p[2], .q = x, .k = x + to_k, .v = x + to_v, .dout = p[4], .dq = dx,
                            .dk = dx + to_k, .dv = dx + to_v};
-  rival r = {k, shape, flops};
-  sk_bench_cudnn(k->b, k->dev, k->st, &c.at, &a, report_rival, &r);
+  call back = c;
+  back.grad = true;
+  sk_bench_way own[2] = {{run_attention, &c, 0}, {run_attention, &back, 0}};
+  sk_bench_rival rival[3];
+  int n = sk_bench_attention(k->b, k->dev, k->st, &c.at, &a, own, rival);
+  report(k, "attention", shape, "fwd", own[0].s, flops, in + out, 0);
+  report(k, "attention", shape, "bwd", own[1].s, 2.5 * flops, 2 * in + 2 * out, 0);
+  for (int i = 0; i < n; i++) {
+    report(k, rival[i].op, shape, rival[i].pass, rival[i].s, strcmp(rival[i].pass, "fwd") == 0 ? flops : 2.5 * flops, 0, 0);
+    json_t *all = k->b->results, *o = json_array_get(all, json_array_size(all) - 1);
+    if (o) json_object_set_new(o, "workspace_bytes", json_integer((json_int_t)rival[i].ws));
+  }
   sk_arena_release(&k->mem, mark);
 }
 

@@ -1,8 +1,8 @@
 /* device.c: every op of the CUDA device against the CPU's, in fp32 and bf16, on odd and on large
  * shapes; what the device itself promises; small models trained on both. Without a GPU all of it is
- * skipped. Arguments name ops to try, and then nothing else runs, and a number before them is the most
- * elements of a trial, for tools that are slow:
- *   compute-sanitizer --tool racecheck tests/device.1 4000000 attention_grad ssd_grad */
+ * skipped. Arguments name ops to try, and then nothing else runs; before them may stand fp32 or bf16, to try no other
+ * type, and a number, the most elements of a trial, for tools that are slow:
+ *   compute-sanitizer --tool racecheck tests/device.1 4000000 bf16 attention_grad ssd_grad */
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -505,9 +505,12 @@ int main(int argc, char **argv) {
   }
   g_wanted_most = argc > 1 ? atoll(argv[1]) : 0;
   int skip = g_wanted_most ? 2 : 1;
+  bool fp32 = argc > skip && strcmp(argv[skip], "fp32") == 0, bf16 = argc > skip && strcmp(argv[skip], "bf16") == 0;
+  if (fp32 || bf16) skip++;
   g_wanted = argv + skip;
   g_wanted_count = argc - skip;
   for (int act = SK_F32; act <= SK_BF16; act++) {
+    if (act == SK_F32 ? bf16 : fp32) continue;
     device_open((sk_dtype)act);
     if (act == SK_F32 && !g_wanted_count) {
       test_device();
