@@ -4,12 +4,11 @@
  * with the last K raw rows in registers, so that a row is read once (and the K - 1 before a run
  * once more). With the released models' 4 taps and aligned rows V is 4, else one, for up to 16 taps.
  *
- * Forward: short runs; the next rows are on their way into the thread's own ring in shared memory.
+ * The next rows are on their way into the thread's own ring in shared memory. Forward: short runs.
  * Backward in one pass: a run computes the gradient before SiLU of its own tokens and of the K - 1
- * after them, which its rows' gradients need too. Those are read twice, so runs are long, and as many
- * blocks as the GPU has at once take turns with them. The next rows are on their way into registers.
- * Sums for dw and dbias are over the tokens of a thread's runs, then over the threads of a block, then
- * over the blocks, in double. */
+ * after them, which its rows' gradients need too. Those are read twice, so runs are longer, and as many
+ * blocks as the GPU has at once take turns with them. Sums for dw and dbias are over the tokens of a
+ * thread's runs, then over the threads of a block, then over the blocks, in double. */
 #include "kernels/cuda_kernel.h"
 
 namespace {
@@ -21,11 +20,12 @@ enum {
   AHEAD = 4,  // tokens at once: the taps of the usual kernel, so that shifting rows costs nothing
   FWD_RUN = 16,    // tokens of a run: short ones, for then blocks take memory in its order
   BACK_SHORT = 16, // of the backward: from here
-  BACK_LONG = 512, // to there
+  BACK_LONG = 160, // to there
   BACK_MORE = 6,   // tokens that a run of the backward costs beyond its own
   SUM_COLS = 32,   // of a block that adds up parts, of which there are few dozens
   SUM_ROWS = 8,
-  FWD_DEPTH = 4    // batches of a ring
+  FWD_DEPTH = 4,   // batches of a ring: one in use, the others on their way
+  BACK_DEPTH = 2   // three are 5 % slower, four 6 %
 };
 // Blocks on an SM.
 const dim3 THREADS_XY(LANES, RUNS);
@@ -345,30 +345,19 @@ __device__ inline void token_back(const conv_thread<T, TAPS, V> &me, float (&dx)
   }
 }
 
-// The next AHEAD rows of x and dy. The row AHEAD later is asked for as soon as one is taken, if the run
-// needs it, so loads under way need no registers but those of their rows.
-template <class T, int V>
-struct next_rows {
-  packed<T, V> x[AHEAD], dy[AHEAD];
-  const T *from_x, *from_dy; // the rows to ask for
-  int64_t ldx, ldy;
-
-  __device__ void ask(int i) {
-    x[i].load_once(from_x), dy[i].load_once(from_dy);
-    from_x += ldx, from_dy += ldy;
-  }
-};
-
 // AHEAD tokens may be any; or the run's own, with as many after them in the sequence; or after the run, the
 // last two each seeing TAPS - 1 tokens back.
 enum tokens { ANY, OWN, AFTER };
+
+template <class T, int V>
+using back_ring = row_ring<T, V, 2, BACK_DEPTH>;
 
 // What a run keeps from one token to the next.
 template <class T, int TAPS, int V>
 struct back_state {
   float x[TAPS][V], dx[TAPS][V]; // of the row [d] before the current token
-  next_rows<T, V> next;
-  T *to; // the row of dx that is complete with the next token
+  back_ring<T, V> next; // rows of x and dy
+  T *to;                // the row of dx that is complete with the next token
 };
 
 // Row t, K - 1 before the token, has met the last token that sees it.
@@ -392,7 +381,9 @@ template <tokens WHICH, class T, int TAPS, int V>
 __device__ inline void batch_back(const conv_thread<T, TAPS, V> &me, back_state<T, TAPS, V> &run,
                                   conv_sums<TAPS, V> &sum, int t0, int last, int stop) {
   const packed<T, V> zero = {};
+  packed<T, V> next[2][AHEAD];
   int seen[AHEAD], K = WHICH == ANY ? me.c.K : TAPS;
+  run.next.take(next);
 #pragma unroll
   for (int i = 0; i < AHEAD; i++)
     seen[i] = WHICH != ANY ? TAPS - 1 : t0 + i < stop ? me.reach(t0 + i) : -1;
@@ -401,8 +392,7 @@ __device__ inline void batch_back(const conv_thread<T, TAPS, V> &me, back_state<
     int t = t0 + i;
     if (WHICH == ANY ? t >= last : WHICH == AFTER && i == TAPS - 1) break;
     packed<T, V> row = zero, dy = zero;
-    if (seen[i] >= 0) row = run.next.x[i], dy = run.next.dy[i];
-    if ((WHICH == OWN && i < TAPS - 1) || (WHICH != AFTER && t + AHEAD < stop)) run.next.ask(i); // TAPS - 1 after it
+    if (seen[i] >= 0) row = next[0][i], dy = next[1][i];
     shift(run.x, row);
     shift(run.dx, zero);
     token_back(me, run.dx, run.x, dy, seen[i], WHICH == OWN || (WHICH == ANY && t < me.end), sum);
@@ -417,11 +407,9 @@ __device__ inline void run_back(conv_thread<T, TAPS, V> &me, conv_sums<TAPS, V> 
   int last = me.end + c.K - 1, stop = min(last, c.T);
   back_state<T, TAPS, V> run = {};
   run.to = (T *)c.dx + me.at(me.first - (c.K - 1), c.ldx);
-  run.next.from_x = (const T *)c.x + me.at(me.first, c.ldx), run.next.ldx = c.ldx;
-  run.next.from_dy = (const T *)c.dy + me.at(me.first, c.ldy), run.next.ldy = c.ldy;
-#pragma unroll
-  for (int i = 0; i < AHEAD; i++)
-    if (me.first + i < stop) run.next.ask(i);
+  run.next.from[0] = (const T *)c.x + me.at(me.first, c.ldx), run.next.step[0] = c.ldx;
+  run.next.from[1] = (const T *)c.dy + me.at(me.first, c.ldy), run.next.step[1] = c.ldy;
+  run.next.start(stop - me.first);
   me.rows_before(run.x, me.first);
   me.weights();
   const int32_t *start = c.start + me.seq * c.T;
@@ -554,7 +542,7 @@ extern "C" void sk_cuda_conv_grad(sk_stream *s, const sk_conv_dims *d, void *dx,
     dim3 grid = cut_turns(&c, d->b, V, BACK_BLOCKS<T>, most);
     parts = grid.y;
     c.part = (float *)sk_cuda_scratch(s, (size_t)(parts * sums));
-    conv_back<T, TAPS, V><<<grid, THREADS_XY, 0, sk_cuda_stream(s)>>>(c);
+    conv_back<T, TAPS, V><<<grid, THREADS_XY, back_ring<T, V>::bytes, sk_cuda_stream(s)>>>(c);
   });
   SK_CUDA(cudaGetLastError());
   cudaLaunchAttribute early = {};

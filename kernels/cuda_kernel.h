@@ -112,15 +112,7 @@ struct packed {
     else
       *(unsigned short *)p = (unsigned short)w[0];
   }
-  // What is read once, and what is not read soon, in accesses of 8 bytes: other data stay in the caches.
-  __device__ void load_once(const void *p) {
-    if constexpr (bytes == 8)
-      asm volatile("ld.global.nc.L1::no_allocate.v2.b32 {%0, %1}, [%2];"
-                   : "=r"(w[0]), "=r"(w[1])
-                   : "l"(__cvta_generic_to_global(p)));
-    else
-      load(p);
-  }
+  // What is not read soon, in accesses of 8 bytes: other data stay in the caches.
   __device__ void store_once(void *p) const {
     if constexpr (bytes == 8)
       asm volatile("st.global.cs.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(p)), "r"(w[0]), "r"(w[1])
