@@ -14,6 +14,11 @@ need() {
 
 # build FOLDER OPTIONS...: a configuration of its own.
 build() {
+  [ ! -f "$src/config.status" ] || {
+    echo "$src is configured itself, and then cannot be in a second folder: make distclean there, then mkdir build," \
+      "cd build, ../configure, and the same target again" >&2
+    exit 1
+  }
   mkdir -p "$1" && cd "$1" || exit 1
   shift
   [ -f config.status ] || "$src/configure" -q --enable-werror "$@" || exit 1
