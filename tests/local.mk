@@ -132,6 +132,7 @@ EXTRA_DIST += \
   tests/mini-slurm.sh \
   tests/mpirun.sh \
   tests/quality.sh \
+  tests/sanitize.sh \
   tests/quickstart.sh \
   tests/ref \
   tests/scale.py \
@@ -188,6 +189,9 @@ check-valgrind:
 	  bash $(srcdir)/tests/mpirun.sh $(srcdir)/tests/quality.sh valgrind
 coverage:
 	$(quality) coverage
+# On a machine with a GPU: compute-sanitizer on every trial of every op.
+check-sanitizer: tests/device.1
+	bash $(srcdir)/tests/sanitize.sh tests/device.1
 tidy: commit.h
 	$(quality) tidy
 cppcheck:
@@ -197,7 +201,7 @@ print-tests:
 print-flags:
 	@echo $(DEFS) $(DEFAULT_INCLUDES) $(AM_CPPFLAGS) $(CPPFLAGS) $(AM_CFLAGS) | tr ' ' '\n' | \
 	  grep -E '^-(I|D|std|fopenmp|march)' | grep -v PACKAGE_STRING | tr '\n' ' '; $(CC) -showme:compile
-.PHONY: check-asan check-valgrind coverage cppcheck print-flags print-tests tidy
+.PHONY: check-asan check-sanitizer check-valgrind coverage cppcheck print-flags print-tests tidy
 
 # Against the real transformers, by hand: PYTHON must have torch, transformers, safetensors and h5py.
 noinst_PROGRAMS += tests/hf_logits
