@@ -43,7 +43,7 @@ if [ "$launcher" = srun ]; then                       # srun:
   launch=(srun --mpi=pmix --kill-on-bad-exit=1)       # one failing rank ends the whole step
   [ -z "$gpus" ] || launch+=("--gpus-per-node=$gpus" --gpu-bind=none) # all GPUs for every rank
 else                                                  # mpirun:
-  launch=(mpirun --map-by "slot:PE=$OMP_NUM_THREADS") # ranks and nodes come from the job; each has its cores
+  launch=(mpirun)                                     # ranks and nodes come from the job
 fi
 
 verdict=stop rc=1                                     # if one_job does not get that far

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # sanitize.sh [DEVICE_TEST]: compute-sanitizer's racecheck and memcheck on every trial of every op of tests/device.1, in
 # both types, four at a time. One line for each; a run that is cut off or has fewer trials than the plain one fails.
-# For a machine with a GPU, about 20 minutes: `make check-sanitizer`. SANITIZER_SECONDS: of one run at most (900).
+# For a machine with a GPU: `make check-sanitizer`. SSD backward and fp32 attention take minutes under racecheck.
+# SANITIZER_SECONDS: of one run at most (900).
 set -u
 device=$(realpath "${1:-${SAKER_BUILDDIR:-.}/tests/device.1}")
 sanitizer=${SANITIZER:-$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)}
