@@ -4,6 +4,7 @@
 #endif
 #include "io/ckpt_job.h"
 #include <dirent.h>
+#include <omp.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -11,11 +12,18 @@
 #include <sys/resource.h>
 
 /* Cores of all threads of the process: a new thread starts on those of the one that made it, which OpenMP may have
- * bound to a single one. */
+ * bound to a single one. Where it binds, its places tell of the cores that it gave to none. */
 static void all_cores(cpu_set_t *all) {
   cpu_set_t one;
   DIR *d = opendir("/proc/self/task");
   CPU_ZERO(all);
+  for (int i = 0, n = omp_get_num_places(); i < n; i++) {
+    int count = omp_get_place_num_procs(i), *id = sk_calloc((size_t)count, sizeof *id);
+    omp_get_place_proc_ids(i, id);
+    for (int k = 0; k < count; k++)
+      if (id[k] >= 0 && id[k] < CPU_SETSIZE) CPU_SET(id[k], all);
+    sk_free(id);
+  }
   for (struct dirent *x; d && (x = readdir(d)) != NULL;) {
     int tid = atoi(x->d_name);
     if (tid > 0 && sched_getaffinity(tid, sizeof one, &one) == 0) CPU_OR(all, all, &one);
@@ -46,7 +54,8 @@ int sk_ckpt_workers(MPI_Comm comm, int busy, bool *first) {
   SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &busy, 1, MPI_INT, MPI_SUM, node));
   SK_MPI(MPI_Comm_free(&node));
   if (first) *first = rank == 0;
-  int cores = CPU_COUNT(&all), left = cores - busy - (busy > 0); // one for what hands data to the disk
+  int cores = CPU_COUNT(&all), left = cores - busy;
+  if (busy > 0 && left > 2) left--; // one for what hands data to the disk
   int n = (left < cores / 4 ? left : cores / 4) / ranks;
   return n < 1 ? 1 : n < SK_CKPT_WORKERS ? n : SK_CKPT_WORKERS;
 }

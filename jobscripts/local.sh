@@ -11,11 +11,7 @@ saker=${SAKER:-$here/build/saker}       # the program; SAKER=... names another o
 [ -n "${SAKER:-}" ] || [ -x "$saker" ] || saker=saker   # after make install: the one in PATH
 mpirun=${MPIRUN:-mpirun}                # the launcher; MPIRUN=... names another one
 
-cores=$(nproc)                          # cores that this shell may use
-threads=$((cores / ranks))              # share them among the ranks
-[ "$threads" -ge 1 ] || threads=1       # more ranks than cores: one thread each
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$threads}"   # OpenMP and BLAS threads of a rank
-
+# OMP_NUM_THREADS: OpenMP and BLAS threads of a rank; without it the ranks share the cores, less an eighth for saving.
 export OMPI_MCA_hwloc_base_binding_policy=none          # Open MPI 4 binds a rank to one core
 export PRTE_MCA_hwloc_default_binding_policy=none       # the same for Open MPI 5
 export OMPI_MCA_rmaps_base_oversubscribe=1              # allow more ranks than cores

@@ -32,7 +32,8 @@ fi
 # shellcheck source=jobscripts/job.sh
 . "$SAKER_JOBSCRIPTS/job.sh"                          # one_job
 
-export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"    # threads of a rank
+cpus=${SLURM_CPUS_PER_TASK:-1}                        # cores of a rank
+export OMP_NUM_THREADS=$((cpus - cpus / 8))           # its threads; of 8 cores and more, saving needs an eighth
 export OMP_PLACES=cores OMP_PROC_BIND=close           # each on a core of its own, near its rank
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # newer srun does not take it from the job
 

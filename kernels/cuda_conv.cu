@@ -24,7 +24,7 @@ enum {
   BACK_MORE = 6,   // tokens that a run of the backward costs beyond its own
   SUM_COLS = 32,   // of a block that adds up parts, of which there are few dozens
   SUM_ROWS = 8,
-  FWD_DEPTH = 4,   // batches of a ring: one in use, the others on their way
+  FWD_DEPTH = 2,   // batches of a ring: one in use, one on its way; four are 6 % slower
   BACK_DEPTH = 2   // three are 5 % slower, four 6 %
 };
 // Blocks on an SM.

@@ -2,6 +2,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "src/placement.h"
 #include "src/verbs.h"
 #include <signal.h>
 #include <stdio.h>
@@ -35,6 +36,7 @@ int main(int argc, char **argv) {
   SK_MPI(MPI_Init_thread(&argc, &argv, level, &provided));
   SK_MPI(MPI_Comm_rank(MPI_COMM_WORLD, &rank));
   sk_base_init(rank, abort_job);
+  sk_placement_threads(MPI_COMM_WORLD);
   sk_err e = {0};
   code = sk_verb_find(argv[1])->run(MPI_COMM_WORLD, argc - 1, argv + 1, &e);
   sk_log_file(NULL);

@@ -5,6 +5,7 @@
 #include <omp.h>
 #include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -71,6 +72,29 @@ void sk_placement_here(sk_place *p, int gpu) {
   long online = sysconf(_SC_NPROCESSORS_ONLN);
   p->online = online > 0 ? (int)online : 0;
   p->single = single_core(p->cores);
+}
+
+// ---- threads ----
+
+int sk_placement_share(int cores, int ranks, int own) {
+  int share = cores / ranks < own ? cores / ranks : own;
+  return share < 1 ? 1 : share - share / 8;
+}
+
+void sk_placement_threads(MPI_Comm comm) {
+  static const char *const said[] = {"OMP_NUM_THREADS", "OMP_PLACES", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY"};
+  MPI_Comm node;
+  uint64_t cores[WORDS] = {0};
+  int ranks, own;
+  bool chosen = false;
+  add_cores(cores);
+  own = count(cores);
+  SK_MPI(MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node));
+  SK_MPI(MPI_Comm_size(node, &ranks));
+  SK_MPI(MPI_Allreduce(MPI_IN_PLACE, cores, WORDS, MPI_UINT64_T, MPI_BOR, node));
+  SK_MPI(MPI_Comm_free(&node));
+  for (size_t i = 0; i < sizeof said / sizeof *said; i++) chosen = chosen || getenv(said[i]);
+  if (!chosen) omp_set_num_threads(sk_placement_share(count(cores), ranks, own));
 }
 
 // ---- text ----

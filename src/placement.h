@@ -17,6 +17,15 @@ typedef struct sk_place {
   int at[SK_NAXES];
 } sk_place;
 
+/* Collective. Unless the environment says how many OpenMP threads there are or where: each rank takes
+ * its share of the node's cores, less an eighth (of 8 cores and more), on which the threads that save
+ * checkpoints and MPI's and the system's own work find room: with static shares one thread that has to
+ * wait for its core makes all others wait (docs/bench/io.md). Call it before anything computes. */
+void sk_placement_threads(MPI_Comm comm);
+
+/* Threads of a rank that may use `own` of the `cores` which the `ranks` of a node may use together. */
+int sk_placement_share(int cores, int ranks, int own);
+
 /* Collective over g->world. Rank 0 prints the table (sk_say) and at most one line of warning
  * (sk_warn) or note. gpu: the number of this rank's GPU, -1 for none. */
 void sk_placement_report(const sk_grid *g, int gpu);

@@ -207,6 +207,15 @@ static void tables(void) {
   sk_free(p);
 }
 
+static void shares(void) {
+  tap_ok(sk_placement_share(16, 1, 16) == 14 && sk_placement_share(16, 2, 16) == 7 && sk_placement_share(8, 1, 8) == 7,
+         "a rank leaves an eighth of its cores");
+  tap_ok(sk_placement_share(2, 1, 2) == 2 && sk_placement_share(16, 4, 16) == 4 && sk_placement_share(16, 4, 4) == 4,
+         "but of seven none");
+  tap_ok(sk_placement_share(16, 2, 1) == 1 && sk_placement_share(2, 3, 2) == 1 && sk_placement_share(0, 1, 0) == 1,
+         "bound to a core, more ranks than cores, unknown cores: one thread");
+}
+
 static void advice(void) {
   sk_place *p = job(8, 4);
   check_advice(p, 8, NULL, false, "two cores and two threads a rank");
@@ -255,6 +264,7 @@ int main(int argc, char **argv) {
   blocks();
   lists();
   tables();
+  shares();
   advice();
   here();
   return tap_done();
