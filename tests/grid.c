@@ -1,7 +1,9 @@
 /* grid.c: coordinates and communicators for every factorisation of the number of ranks, blocks, and
  * the report on where the ranks run. */
-#include "src/grid.h"
+#include <omp.h>
+#include <stdlib.h>
 #include <string.h>
+#include "src/grid.h"
 #include "src/placement.h"
 #include "tests/tap.h"
 
@@ -216,6 +218,21 @@ static void shares(void) {
          "bound to a core, more ranks than cores, unknown cores: one thread");
 }
 
+/* Every rank of a test may use all cores of the node (tests/mpirun.sh). */
+static void chosen_threads(void) {
+  static const char *const said[] = {"OMP_NUM_THREADS", "OMP_PLACES", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY"};
+  int before = omp_get_max_threads(), cores = omp_get_num_procs();
+  setenv("OMP_PROC_BIND", "false", 1);
+  omp_set_num_threads(3);
+  sk_placement_threads(MPI_COMM_WORLD);
+  tap_ok(omp_get_max_threads() == 3, "the environment's number of threads stays");
+  for (size_t i = 0; i < sizeof said / sizeof *said; i++) unsetenv(said[i]);
+  sk_placement_threads(MPI_COMM_WORLD);
+  tap_ok(omp_get_max_threads() == sk_placement_share(cores, tap_size, cores), "else a rank's share of %d cores: %d", cores,
+         omp_get_max_threads());
+  omp_set_num_threads(before);
+}
+
 static void advice(void) {
   sk_place *p = job(8, 4);
   check_advice(p, 8, NULL, false, "two cores and two threads a rank");
@@ -265,6 +282,7 @@ int main(int argc, char **argv) {
   lists();
   tables();
   shares();
+  chosen_threads();
   advice();
   here();
   return tap_done();
