@@ -34,6 +34,7 @@ typedef struct bench_io {
   double total;  /* of all ranks: 12 bytes per parameter */
   double *each[KINDS]; /* seconds, of the slowest rank */
   int n[KINDS];
+  int within; /* steps within the last save */
 } bench_io;
 
 static void note(bench_io *s, int kind, double seconds) {
@@ -47,11 +48,14 @@ static int by_value(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
-static double median(bench_io *s, int kind) {
+/* Part 0.5 is the median, 0.25 and 0.75 are the quartiles. */
+static double quantile(bench_io *s, int kind, double part) {
   if (!s->n[kind]) return 0;
   qsort(s->each[kind], (size_t)s->n[kind], sizeof *s->each[kind], by_value);
-  return s->each[kind][s->n[kind] / 2];
+  return s->each[kind][(int)(part * s->n[kind])];
 }
+
+static double median(bench_io *s, int kind) { return quantile(s, kind, 0.5); }
 
 /* ---- training, as in bench_step.c ---- */
 
@@ -208,30 +212,38 @@ static void save_waiting(bench_io *s, int64_t at, sk_err *e) {
   note(s, WAITING, sk_now() - begin);
 }
 
-/* Training goes on as src/train.c does it; steps count while a thread worked from their begin to their end. */
-static void save_behind(bench_io *s, int64_t at, sk_err *e) {
-  sk_ckpt_result r;
-  for (int i = 0; i < 3; i++) {
+/* As many as lay within the last save, before and after each: what both are compared in changes with time. */
+static void quiet_steps(bench_io *s) {
+  int n = s->within < 3 ? 3 : s->within < 12 ? s->within : 12;
+  for (int i = 0; i < n; i++) {
     MPI_Barrier(s->b->comm);
     note(s, STEP, step(s));
   }
+}
+
+/* Training goes on as src/train.c does it; steps count while a thread worked from their begin to their end. */
+static void save_behind(bench_io *s, int64_t at, sk_err *e) {
+  sk_ckpt_result r;
+  quiet_steps(s);
   plain_copy(s, true);
   MPI_Barrier(s->b->comm);
   double begin = sk_now();
   sk_ckpt_job *job = begin_save(s, at, true);
   note(s, STALL, sk_now() - begin);
+  s->within = 0;
   for (bool over = false; !over;) {
     int busy = !sk_ckpt_idle(job), idle;
     double seconds = step(s);
     busy = busy && !sk_ckpt_idle(job);
     SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &busy, 1, MPI_INT, MPI_MAX, s->b->comm));
-    if (busy) note(s, STEP_BUSY, seconds);
+    if (busy) note(s, STEP_BUSY, seconds), s->within++;
     idle = sk_ckpt_idle(job);
     SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &idle, 1, MPI_INT, MPI_MIN, s->b->comm));
     if (idle) over = sk_ckpt_go_on(job);
   }
   sk_ckpt_end(job, &r, e);
   note(s, BEHIND, r.busy);
+  quiet_steps(s);
 }
 
 static void load(bench_io *s, int64_t at, sk_err *e) {
@@ -249,20 +261,25 @@ static void load(bench_io *s, int64_t at, sk_err *e) {
 
 /* ---- results ---- */
 
-static void line(bench_io *s, const char *kind, double bytes, double seconds, int against, bool faster) {
+/* The median of a kind and the quartiles around it; `faster`: the ratio is of speeds, not of times. */
+static void line(bench_io *s, const char *name, double bytes, int kind, int against, bool faster) {
   static const char *const than[KINDS] = {[COPY] = "a plain copy", [PLAIN] = "plain writes", [STEP] = "a quiet step"};
+  double seconds = median(s, kind), low = quantile(s, kind, 0.25), high = quantile(s, kind, 0.75);
   double other = median(s, against), ratio = faster ? other / seconds : seconds / other;
-  char rate[32] = "", factor[64] = "";
+  char rate[32] = "", range[64] = "", factor[64] = "";
+  snprintf(range, sizeof range, "(%.1f to %.1f)", 1e3 * low, 1e3 * high);
   if (bytes > 0) snprintf(rate, sizeof rate, "%.3f GB/s", 1e-9 * bytes / seconds);
   if (than[against]) snprintf(factor, sizeof factor, "%.2f x %s", ratio, than[against]);
-  sk_say("  %-32s %11.1f ms  %12s  %s", kind, 1e3 * seconds, rate, factor);
+  sk_say("  %-28s %9.1f ms %-22s x %-3d %12s  %s", name, 1e3 * seconds, range, s->n[kind], rate, factor);
   json_t *o = sk_bench_result(s->b, "io", s->engine.ctx.op->describe(s->engine.ctx.dev));
-  json_object_set_new(o, "kind", json_string(kind));
+  json_object_set_new(o, "kind", json_string(name));
   json_object_set_new(o, "files", json_integer(s->n_file));
   json_object_set_new(o, "writers", json_integer(s->writers));
   json_object_set_new(o, "writers_behind", json_integer(sk_ckpt_form_writers(s->form, true)));
   json_object_set_new(o, "bytes", json_real(bytes));
+  json_object_set_new(o, "count", json_integer(s->n[kind]));
   json_object_set_new(o, "ms", json_real(1e3 * seconds));
+  json_object_set_new(o, "quartiles_ms", json_pack("[f, f]", 1e3 * low, 1e3 * high));
   json_object_set_new(o, "gbps", json_real(1e-9 * bytes / seconds));
   if (than[against]) json_object_set_new(o, "ratio", json_real(ratio));
   if (!s->b->results) json_decref(o);
@@ -270,20 +287,20 @@ static void line(bench_io *s, const char *kind, double bytes, double seconds, in
 
 static void report(bench_io *s) {
   sk_say("Checkpoints of %s on %d rank%s, %s (%s in %d files by %d writers in each rank, %d behind training), in %s; "
-         "medians of %lld", s->b->model, s->b->ranks, s->b->ranks == 1 ? "" : "s",
+         "medians, quartiles and how many", s->b->model, s->b->ranks, s->b->ranks == 1 ? "" : "s",
          s->engine.ctx.op->describe(s->engine.ctx.dev), sk_bytes(s->total), s->n_file, s->writers,
-         sk_ckpt_form_writers(s->form, true), s->run, (long long)s->b->repeat);
-  line(s, "plain copy to the host", s->total, median(s, COPY), NONE, false);
-  line(s, "stall", s->total, median(s, STALL), COPY, false);
-  line(s, "step", 0, median(s, STEP), NONE, false);
-  if (s->n[STEP_BUSY]) line(s, "step while writing", 0, median(s, STEP_BUSY), STEP, false);
-  else sk_say("  no step lay within a save: a larger model or more of it in the batch tells more");
-  line(s, "plain writes, synced", s->total, median(s, PLAIN), NONE, false);
-  line(s, "hashing alone", s->total, median(s, HASH), NONE, false);
-  line(s, "checkpoint, training waits", s->total, median(s, WAITING), PLAIN, true);
-  line(s, "checkpoint, behind training", s->total, median(s, BEHIND), PLAIN, true);
-  line(s, "removal of a checkpoint", s->total, median(s, REMOVE), NONE, false);
-  line(s, "load", s->total, median(s, LOAD), NONE, false);
+         sk_ckpt_form_writers(s->form, true), s->run);
+  line(s, "plain copy to the host", s->total, COPY, NONE, false);
+  line(s, "stall", s->total, STALL, COPY, false);
+  line(s, "step", 0, STEP, NONE, false);
+  if (s->n[STEP_BUSY]) line(s, "step while writing", 0, STEP_BUSY, STEP, false);
+  else sk_say("  no step lay within a save: a larger model or less of it in the batch tells more");
+  line(s, "plain writes, synced", s->total, PLAIN, NONE, false);
+  line(s, "hashing alone", s->total, HASH, NONE, false);
+  line(s, "checkpoint, training waits", s->total, WAITING, PLAIN, true);
+  line(s, "checkpoint, behind training", s->total, BEHIND, PLAIN, true);
+  line(s, "removal of a checkpoint", s->total, REMOVE, NONE, false);
+  line(s, "load", s->total, LOAD, NONE, false);
 }
 
 static int open_copies(bench_io *s, sk_err *e) {
