@@ -84,13 +84,13 @@ int sk_ckpt_form_make(MPI_Comm comm, const char *run_dir, const char *run_id, in
 void sk_ckpt_form_free(sk_ckpt_form *form);
 /* Bytes of file k. */
 int64_t sk_ckpt_form_bytes(const sk_ckpt_form *form, int k);
-/* Collective. So many threads of this rank compute while a save goes on behind them: fewer write then where they leave
- * few cores. */
+/* Collective. So many threads of this rank compute while a save goes on behind them: fewer write then, or for a part of
+ * the time, where they leave few cores. */
 void sk_ckpt_form_beside(MPI_Comm comm, sk_ckpt_form *form, int threads);
 /* How many threads of each rank write, behind computing ones or while all wait: chosen by the node's cores; tests set
- * other numbers (at most 4) for both. */
+ * another number (at most 4) for both, and in which share of the time they write behind computing ones. */
 int sk_ckpt_form_writers(const sk_ckpt_form *form, bool behind);
-void sk_ckpt_form_set_writers(sk_ckpt_form *form, int n);
+void sk_ckpt_form_set_writers(sk_ckpt_form *form, int n, double share);
 
 /* Every rank calls it; it communicates nothing and waits for nothing. file: as given for the form; they, the slabs'
  * data, the texts and side files in *meta are borrowed until the end. behind: the ranks compute meanwhile, the threads

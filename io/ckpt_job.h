@@ -4,6 +4,7 @@
 #include "io/ckpt.h"
 #include "io/fsutil.h"
 #include <pthread.h>
+#include <stdatomic.h>
 
 typedef char sk_hash_text[SK_HASH_HEX];
 
@@ -46,10 +47,26 @@ int sk_ckpt_lied(const char *path, const char *where, sk_err *e);
 
 enum { SK_CKPT_WORKERS = 4 };
 
-/* Collective. How many threads of each rank write: a quarter of the node's cores, but no more than its ranks leave, of
- * which `busy` threads each compute meanwhile (another on each rank), shared among the ranks; 1 to SK_CKPT_WORKERS.
- * *first (may be NULL): this rank is the first one of its node. */
-int sk_ckpt_workers(MPI_Comm comm, int busy, bool *first);
+/* What each rank's threads may take of the node while a checkpoint is written. */
+typedef struct sk_ckpt_threads {
+  int writers, hashers; /* of each rank, 1 to SK_CKPT_WORKERS */
+  double share;         /* of a writer's time in which it works; else it rests */
+} sk_ckpt_threads;
+
+/* For a node's ranks, of which `busy` threads compute meanwhile (0: all wait). Together they write by a quarter of its
+ * cores, but no more than they leave less one, which hands data to the disk (while they hash it has little to do); one
+ * of each rank at least. Where the ranks leave cores, but fewer than that, each writes for its share of the time; where
+ * they leave none niceness does better. */
+sk_ckpt_threads sk_ckpt_threads_of(int cores, int ranks, int busy);
+/* Collective. The same for this node; `busy` of this rank (another number on each). *first (may be NULL): it is the
+ * first one of its node. */
+sk_ckpt_threads sk_ckpt_threads_beside(MPI_Comm comm, int busy, bool *first);
+
+/* Not collective. Seconds of a core that this thread has used. */
+double sk_ckpt_cpu_time(void);
+/* Not collective. Sleeps until a thread that worked for cpu of the last wall seconds has done so for no more than its
+ * share of the time; not once `behind` is false. */
+void sk_ckpt_rest(double share, double cpu, double wall, const atomic_bool *behind);
 
 /* Not collective. The calling thread may use all cores that any thread of the process may use. */
 void sk_ckpt_widen(void);

@@ -8,7 +8,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +18,8 @@
 
 struct sk_ckpt_form {
   char who[300]; /* HOST-PID of rank 0: ends the name of a tmp folder */
-  int n_file, workers, workers_behind; /* threads of each rank that write while it waits, while it computes */
+  int n_file;
+  sk_ckpt_threads waiting, behind; /* while the ranks wait, while they compute */
   bool first_of_node;
   sk_h5_form *file;
 };
@@ -70,7 +70,7 @@ static int form_make(MPI_Comm comm, const char *dir, const char *prefix, const c
   sk_ckpt_form *form = sk_calloc(1, sizeof *form);
   *out = NULL;
   form->n_file = n_file;
-  form->workers = form->workers_behind = sk_ckpt_workers(comm, 0, &form->first_of_node);
+  form->waiting = form->behind = sk_ckpt_threads_beside(comm, 0, &form->first_of_node);
   form->file = sk_calloc((size_t)n_file, sizeof *form->file);
   snprintf(form->who, sizeof form->who, "%s-%ld", sk_host(), (long)getpid());
   SK_MPI(MPI_Bcast(form->who, sizeof form->who, MPI_CHAR, 0, comm));
@@ -108,16 +108,16 @@ void sk_ckpt_form_free(sk_ckpt_form *form) {
 int64_t sk_ckpt_form_bytes(const sk_ckpt_form *form, int k) { return form->file[k].size; }
 
 void sk_ckpt_form_beside(MPI_Comm comm, sk_ckpt_form *form, int threads) {
-  form->workers_behind = sk_ckpt_workers(comm, threads, NULL);
+  form->behind = sk_ckpt_threads_beside(comm, threads, NULL);
 }
 
 int sk_ckpt_form_writers(const sk_ckpt_form *form, bool behind) {
-  return behind ? form->workers_behind : form->workers;
+  return behind ? form->behind.writers : form->waiting.writers;
 }
 
-void sk_ckpt_form_set_writers(sk_ckpt_form *form, int n) {
+void sk_ckpt_form_set_writers(sk_ckpt_form *form, int n, double share) {
   SK_CHECK(n > 0 && n <= SK_CKPT_WORKERS, "%d threads to write", n);
-  form->workers = form->workers_behind = n;
+  form->waiting = form->behind = (sk_ckpt_threads){.writers = n, .hashers = n, .share = share};
 }
 
 /* ---- a save ---- */
@@ -131,9 +131,9 @@ struct sk_ckpt_job {
   void (*work)(struct sk_ckpt_job *); /* of this phase */
   pthread_t thread;
   bool threaded;    /* there is one to be joined */
-  bool behind;      /* the program computes meanwhile */
+  atomic_bool behind; /* the program computes meanwhile */
   bool gives_way;   /* so this phase's work gives way to it, */
-  int workers;      /* by as few threads */
+  sk_ckpt_threads threads; /* by as few threads */
   atomic_bool idle; /* the work is done */
   sk_err err, late; /* of this rank until the ranks have agreed; what only deserves a warning */
   sk_err sync_err;  /* of the thread that syncs */
@@ -162,8 +162,8 @@ static void *run(void *arg) {
 static void start(sk_ckpt_job *j, phase now, void (*work)(sk_ckpt_job *)) {
   j->phase = now;
   j->work = work;
-  j->gives_way = j->behind;
-  j->workers = sk_ckpt_form_writers(j->form, j->behind);
+  j->gives_way = atomic_load(&j->behind);
+  j->threads = j->gives_way ? j->form->behind : j->form->waiting;
   atomic_store(&j->idle, false);
   j->threaded = true;
   j->threaded = sk_ckpt_thread(&j->thread, run, j);
@@ -196,6 +196,7 @@ typedef struct unit {
 } unit;
 
 typedef struct batch {
+  const sk_ckpt_job *job;
   sk_ckpt_part *part;
   int n_part, n, first;
   unit *unit; /* [n], to be written from `first` on */
@@ -214,8 +215,11 @@ static int by_turn(const void *a, const void *b) {
 
 static void write_unit(void *arg, int worker, int i, sk_err *e) {
   batch *b = arg;
+  const sk_ckpt_job *j = b->job;
   const unit *u = &b->unit[(b->first + i) % b->n];
+  double wall = sk_now(), cpu = sk_ckpt_cpu_time();
   sk_ckpt_part_slab(u->part, u->slab, &b->room[worker], e);
+  if (j->threads.share < 1) sk_ckpt_rest(j->threads.share, sk_ckpt_cpu_time() - cpu, sk_now() - wall, &j->behind);
 }
 
 /* Hands to the disk what has been written so far, so that it does not begin only at the end. */
@@ -244,8 +248,8 @@ static void write_units(const sk_ckpt_job *j, batch *b, int workers, sk_err *e) 
 
 static void write_batch(const sk_ckpt_job *j, sk_ckpt_part *part, int n_part, sk_err *e) {
   batch *b = sk_calloc(1, sizeof *b);
-  int most = 0, workers = j->workers;
-  *b = (batch){.part = part, .n_part = n_part};
+  int most = 0, workers = j->threads.writers;
+  *b = (batch){.job = j, .part = part, .n_part = n_part};
   for (int k = 0; k < n_part; k++) most += part[k].file->n_slab;
   b->unit = sk_calloc((size_t)most, sizeof *b->unit);
   for (int k = 0; k < n_part && !e->code; k++) {
@@ -340,7 +344,7 @@ static void hash_work(sk_ckpt_job *j) {
   pthread_t syncer;
   int files = (j->form->n_file - j->rank + j->size - 1) / j->size;
   bool beside = sk_ckpt_thread(&syncer, sync_all, j);
-  if (files > 0) sk_ckpt_each(files, j->gives_way ? j->workers : SK_CKPT_WORKERS, hash_one, j, &j->err);
+  if (files > 0) sk_ckpt_each(files, j->threads.hashers, hash_one, j, &j->err);
   if (beside) pthread_join(syncer, NULL);
   else sync_all(j);
   if (j->sync_err.code) sk_fail(&j->err, j->sync_err.code, "%s", j->sync_err.msg);
@@ -473,7 +477,7 @@ static sk_ckpt_job *begin(MPI_Comm comm, char *dir, char *name, const char *run_
   j->began = sk_now();
   j->form = form;
   j->file = file;
-  j->behind = behind;
+  atomic_init(&j->behind, behind);
   j->keep = keep;
   j->keep_every = keep_every;
   j->run_dir = run_dir ? sk_strdup(run_dir) : NULL;
@@ -516,7 +520,7 @@ bool sk_ckpt_go_on(sk_ckpt_job *j) {
 }
 
 int sk_ckpt_end(sk_ckpt_job *j, sk_ckpt_result *r, sk_err *e) {
-  j->behind = false; // from the next phase on
+  atomic_store(&j->behind, false); // nobody rests any more; from the next phase on at full speed
   while (!sk_ckpt_go_on(j)) continue;
   *r = (sk_ckpt_result){.step = j->m->meta.step, .seconds = sk_now() - j->began, .busy = j->busy};
   SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &r->busy, 1, MPI_DOUBLE, MPI_MAX, j->comm));

@@ -4,12 +4,14 @@
 #endif
 #include "io/ckpt_job.h"
 #include <dirent.h>
+#include <math.h>
 #include <omp.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
 
 /* Cores of all threads of the process: a new thread starts on those of the one that made it, which OpenMP may have
  * bound to a single one. Where it binds, its places tell of the cores that it gave to none. */
@@ -42,7 +44,17 @@ void sk_ckpt_widen(void) {
  * one of those. */
 void sk_ckpt_give_way(void) { setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) + 5); }
 
-int sk_ckpt_workers(MPI_Comm comm, int busy, bool *first) {
+static int between(int low, int n, int high) { return n < low ? low : n < high ? n : high; }
+
+sk_ckpt_threads sk_ckpt_threads_of(int cores, int ranks, int busy) {
+  int left = cores - busy, write = between(1, busy ? left - 1 : left, cores / 4);
+  sk_ckpt_threads t = {between(1, write / ranks, SK_CKPT_WORKERS), SK_CKPT_WORKERS, 1};
+  if (busy) t.hashers = between(1, between(1, left, cores / 4) / ranks, SK_CKPT_WORKERS);
+  if (busy && left > 0 && left - 1 < ranks) t.share = (double)between(1, left - 1, ranks) / ranks;
+  return t;
+}
+
+sk_ckpt_threads sk_ckpt_threads_beside(MPI_Comm comm, int busy, bool *first) {
   MPI_Comm node;
   cpu_set_t all;
   int rank, ranks;
@@ -54,10 +66,18 @@ int sk_ckpt_workers(MPI_Comm comm, int busy, bool *first) {
   SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &busy, 1, MPI_INT, MPI_SUM, node));
   SK_MPI(MPI_Comm_free(&node));
   if (first) *first = rank == 0;
-  int cores = CPU_COUNT(&all), left = cores - busy;
-  if (busy > 0 && left > 2) left--; // one for what hands data to the disk
-  int n = (left < cores / 4 ? left : cores / 4) / ranks;
-  return n < 1 ? 1 : n < SK_CKPT_WORKERS ? n : SK_CKPT_WORKERS;
+  return sk_ckpt_threads_of(CPU_COUNT(&all), ranks, busy);
+}
+
+double sk_ckpt_cpu_time(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+void sk_ckpt_rest(double share, double cpu, double wall, const atomic_bool *behind) {
+  const double until = sk_now() + cpu / share - wall;
+  for (double left; atomic_load(behind) && (left = until - sk_now()) > 0;) usleep((useconds_t)(1e6 * fmin(left, 0.01)));
 }
 
 bool sk_ckpt_thread(pthread_t *thread, void *(*run)(void *), void *arg) {

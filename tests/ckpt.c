@@ -1,5 +1,6 @@
 /* ckpt.c: the files of a checkpoint: slabs in and out, manifest, hashes, damaged and foreign files. */
 #include "tests/ckpt_case.h"
+#include "io/ckpt_job.h"
 #include "io/manifest.h"
 #include "io/tokens.h"
 #include <xxhash.h>
@@ -259,6 +260,25 @@ static void other_hdf5(void) {
 
 /* Threads that compute leave cores to those that write, one of each rank at least. */
 static void writers(void) {
+  static const struct {
+    int cores, ranks, busy;
+    sk_ckpt_threads want;
+  } of[] = {{16, 1, 0, {4, 4, 1}},   {16, 1, 1, {4, 4, 1}},  {16, 1, 12, {3, 4, 1}}, {16, 1, 14, {1, 2, 1}},
+            {16, 1, 15, {1, 1, 1}},  {16, 1, 16, {1, 1, 1}}, {16, 2, 14, {1, 1, 0.5}}, {16, 4, 8, {1, 1, 1}},
+            {16, 4, 16, {1, 1, 1}},  {16, 8, 12, {1, 1, 0.375}}, {32, 2, 28, {1, 2, 1}}, {2, 1, 1, {1, 1, 1}},
+            {2, 2, 1, {1, 1, 0.5}}, {2, 8, 8, {1, 1, 1}},    {1, 1, 1, {1, 1, 1}},   {16, 1, 100000, {1, 1, 1}}};
+  for (size_t i = 0; i < sizeof of / sizeof *of; i++) {
+    sk_ckpt_threads t = sk_ckpt_threads_of(of[i].cores, of[i].ranks, of[i].busy), w = of[i].want;
+    tap_ok(t.writers == w.writers && t.hashers == w.hashers && t.share == w.share,
+           "%d cores, %d ranks, %d threads compute: %d write for %g of the time, %d hash", of[i].cores, of[i].ranks,
+           of[i].busy, t.writers, t.share, t.hashers);
+  }
+  atomic_bool behind = false;
+  sk_ckpt_rest(1e-9, 1, 1, &behind); // else for 30 years
+  atomic_store(&behind, true);
+  double begin = sk_now();
+  sk_ckpt_rest(0.25, 0.01, 0.02, &behind);
+  tap_ok(sk_now() - begin >= 0.02, "10 ms of work in 20 ms at a quarter: 20 ms of rest; none once training waits");
   sk_ckpt_form *form = NULL;
   sk_err e = {0};
   const sk_ckpt_file f[2] = {cut(0, UNEVEN), cut(1, UNEVEN)};
