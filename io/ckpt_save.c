@@ -165,9 +165,10 @@ static void start(sk_ckpt_job *j, phase now, void (*work)(sk_ckpt_job *)) {
   j->gives_way = atomic_load(&j->behind);
   j->threads = j->gives_way ? j->form->behind : j->form->waiting;
   atomic_store(&j->idle, false);
-  j->threaded = true;
-  j->threaded = sk_ckpt_thread(&j->thread, run, j);
-  if (!j->threaded) run(j);
+  j->threaded = true; // before the thread is there to read it
+  if (sk_ckpt_thread(&j->thread, run, j)) return;
+  j->threaded = false;
+  run(j);
 }
 
 /* ---- first: every rank writes what it has ---- */
