@@ -130,11 +130,11 @@ struct sk_ckpt_job {
   phase phase;
   void (*work)(struct sk_ckpt_job *); /* of this phase */
   pthread_t thread;
-  bool threaded;    /* there is one to be joined */
-  atomic_bool behind; /* the program computes meanwhile */
-  bool gives_way;   /* so this phase's work gives way to it, */
+  bool threaded;           /* there is one to be joined */
+  atomic_bool behind;      /* the program computes meanwhile */
+  bool gives_way;          /* so this phase's work gives way to it, */
   sk_ckpt_threads threads; /* by as few threads */
-  atomic_bool idle; /* the work is done */
+  atomic_bool idle;        /* the work is done */
   sk_err err, late; /* of this rank until the ranks have agreed; what only deserves a warning */
   sk_err sync_err;  /* of the thread that syncs */
   double began, busy; /* moment; seconds of work so far */
@@ -220,7 +220,8 @@ static void write_unit(void *arg, int worker, int i, sk_err *e) {
   const unit *u = &b->unit[(b->first + i) % b->n];
   double wall = sk_now(), cpu = sk_ckpt_cpu_time();
   sk_ckpt_part_slab(u->part, u->slab, &b->room[worker], e);
-  if (j->threads.share < 1) sk_ckpt_rest(j->threads.share, sk_ckpt_cpu_time() - cpu, sk_now() - wall, &j->behind);
+  if (j->threads.share < 1 && i + 1 < b->n) // nobody rests from the last
+    sk_ckpt_rest(j->threads.share, sk_ckpt_cpu_time() - cpu, sk_now() - wall, &j->behind);
 }
 
 /* Hands to the disk what has been written so far, so that it does not begin only at the end. */

@@ -294,8 +294,29 @@ static void writers(void) {
   sk_ckpt_form_free(form);
 }
 
+/* Behind training to its end, writing for a thousandth of the time. */
+static void resting(void) {
+  sk_ckpt_form *form = NULL;
+  sk_ckpt_result r;
+  sk_err e = {0};
+  const sk_ckpt_file f[2] = {cut(0, UNEVEN), cut(1, UNEVEN)};
+  sk_ckpt_meta m = {.step = 5, .grid = {1, tap_size, 1, 1}, .deck = (char *)(uintptr_t)deck,
+                    .hf_json = (char *)(uintptr_t)hf_json};
+  memcpy(m.run_id, run_id, sizeof run_id);
+  for (int k = 0; k < 2; k++)
+    for (int i = 0; i < part[k].n; i++) expect(k, &part[k].slab[i], 1, part[k].slab[i].data);
+  SK_CHECK(sk_ckpt_form_make(MPI_COMM_WORLD, "rest", run_id, 2, f, &form, &e) == SK_OK, "%s", e.msg);
+  sk_ckpt_form_set_writers(form, 1, 1e-3);
+  sk_ckpt_job *job = sk_ckpt_begin(MPI_COMM_WORLD, "rest", &m, form, f, true, 0, 0);
+  while (!sk_ckpt_go_on(job)) continue;
+  sk_ckpt_end(job, &r, &e);
+  tap_ok(!e.code && holds("rest/checkpoints/step-00000005", UNEVEN, 1), "a save that rests nearly all of its %.2f s %s",
+         r.busy, e.msg);
+  sk_ckpt_form_free(form);
+}
+
 int main(int argc, char **argv) {
   static void (*const test[])(void) = {round_trips,   large_slab,   column_blocks, manifest,  forged_manifests,
-                                       damaged_files, verify_slabs, weights_only,  other_hdf5,    writers};
+                                       damaged_files, verify_slabs, weights_only,  other_hdf5,    writers,   resting};
   return run_all(argc, argv, (int)(sizeof test / sizeof *test), test);
 }
