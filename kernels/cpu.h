@@ -77,7 +77,7 @@ void sk_cpu_rope(sk_stream *s, void *x, int64_t ldx, const float *table, double 
                  int64_t b, int64_t T, int64_t heads, int64_t hd);
 void sk_cpu_attention(sk_stream *s, const sk_attn_dims *dims, void *o, float *lse, const void *q,
                       const void *k, const void *v, const int32_t *start);
-size_t sk_cpu_attention_ws(sk_dtype act, const sk_attn_dims *dims);
+size_t sk_cpu_attention_ws(const sk_device *dev, sk_dtype act, const sk_attn_dims *dims);
 void sk_cpu_attention_grad(sk_stream *s, const sk_attn_dims *dims, void *dq, void *dk, void *dv,
                            const void *do_, const void *q, const void *k, const void *v,
                            const void *o, const float *lse, const int32_t *start, void *ws);

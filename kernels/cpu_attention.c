@@ -201,8 +201,8 @@ void sk_cpu_attention(sk_stream *s, const sk_attn_dims *d, void *o, float *lse, 
 
 // ---- backward ----
 
-size_t sk_cpu_attention_ws(sk_dtype act, const sk_attn_dims *d) {
-  (void)act;
+size_t sk_cpu_attention_ws(const sk_device *dev, sk_dtype act, const sk_attn_dims *d) {
+  (void)dev, (void)act;
   return (size_t)(d->b * d->H * d->Tq) * sizeof(float); // rowsum(do * o)
 }
 

@@ -28,11 +28,11 @@ void sk_cpu_gate_grad(sk_stream *s, const sk_gate_dims *dims, void *dy, void *dz
                       const float *rstd);
 
 /* cpu_ssd.c, cpu_ssd_grad.c */
-size_t sk_cpu_ssd_ws(sk_dtype act, const sk_ssd_dims *dims);
+size_t sk_cpu_ssd_ws(const sk_device *dev, sk_dtype act, const sk_ssd_dims *dims);
 void sk_cpu_ssd(sk_stream *s, const sk_ssd_dims *dims, void *y, float *Sf, const void *x,
                 const void *B, const void *C, const float *dt, const void *A_log, const void *D,
                 const int32_t *start, const float *S0, void *ws);
-size_t sk_cpu_ssd_grad_ws(sk_dtype act, const sk_ssd_dims *dims);
+size_t sk_cpu_ssd_grad_ws(const sk_device *dev, sk_dtype act, const sk_ssd_dims *dims);
 void sk_cpu_ssd_grad(sk_stream *s, const sk_ssd_dims *dims, void *dx, void *dB, void *dC,
                      float *ddt, float *dA_log, float *dD, float *dS0, const void *dy,
                      const void *x, const void *B, const void *C, const float *dt,

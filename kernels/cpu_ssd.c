@@ -158,8 +158,8 @@ void sk_ssd_states(const sk_ssd_call *v, float *states, const float *S0, bool la
 
 // ---- forward ----
 
-size_t sk_cpu_ssd_ws(sk_dtype act, const sk_ssd_dims *d) {
-  (void)act;
+size_t sk_cpu_ssd_ws(const sk_device *dev, sk_dtype act, const sk_ssd_dims *d) {
+  (void)dev, (void)act;
   return (size_t)sk_ssd_slots(d) * sizeof(float);
 }
 

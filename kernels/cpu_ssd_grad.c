@@ -15,8 +15,8 @@ typedef struct grad_call {
   double *dA, *dD; // [b * chunks][nh] sums over a chunk's tokens; dA is times A
 } grad_call;
 
-size_t sk_cpu_ssd_grad_ws(sk_dtype act, const sk_ssd_dims *d) {
-  (void)act;
+size_t sk_cpu_ssd_grad_ws(const sk_device *dev, sk_dtype act, const sk_ssd_dims *d) {
+  (void)dev, (void)act;
   return 2 * (size_t)sk_ssd_slots(d) * sizeof(float);
 }
 

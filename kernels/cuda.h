@@ -136,7 +136,7 @@ void sk_cuda_adamw(sk_stream *s, void *w, float *p, float *m, float *v, const fl
 /* cuda_attention.cu, cuda_attention_grad.cu */
 void sk_cuda_attention(sk_stream *s, const sk_attn_dims *dims, void *o, float *lse, const void *q,
                        const void *k, const void *v, const int32_t *start);
-size_t sk_cuda_attention_ws(sk_dtype act, const sk_attn_dims *dims);
+size_t sk_cuda_attention_ws(const sk_device *dev, sk_dtype act, const sk_attn_dims *dims);
 void sk_cuda_attention_grad(sk_stream *s, const sk_attn_dims *dims, void *dq, void *dk, void *dv,
                             const void *dout, const void *q, const void *k, const void *v,
                             const void *o, const float *lse, const int32_t *start, void *ws);
@@ -149,11 +149,11 @@ void sk_cuda_conv_grad(sk_stream *s, const sk_conv_dims *dims, void *dx, void *d
                        const void *bias, const int32_t *start);
 
 /* cuda_ssd.cu, cuda_ssd_grad.cu */
-size_t sk_cuda_ssd_ws(sk_dtype act, const sk_ssd_dims *dims);
+size_t sk_cuda_ssd_ws(const sk_device *dev, sk_dtype act, const sk_ssd_dims *dims);
 void sk_cuda_ssd(sk_stream *s, const sk_ssd_dims *dims, void *y, float *Sf, const void *x,
                  const void *B, const void *C, const float *dt, const void *A_log, const void *D,
                  const int32_t *start, const float *S0, void *ws);
-size_t sk_cuda_ssd_grad_ws(sk_dtype act, const sk_ssd_dims *dims);
+size_t sk_cuda_ssd_grad_ws(const sk_device *dev, sk_dtype act, const sk_ssd_dims *dims);
 void sk_cuda_ssd_grad(sk_stream *s, const sk_ssd_dims *dims, void *dx, void *dB, void *dC,
                       float *ddt, float *dA_log, float *dD, float *dS0, const void *dy,
                       const void *x, const void *B, const void *C, const float *dt,

@@ -264,8 +264,8 @@ extern "C" void sk_cuda_attention(sk_stream *s, const sk_attn_dims *d, void *o, 
     forward_plain<256>(s, c);
 }
 
-extern "C" size_t sk_cuda_attention_ws(sk_dtype act, const sk_attn_dims *d) {
-  (void)act; // both keep the same statistics
+extern "C" size_t sk_cuda_attention_ws(const sk_device *dev, sk_dtype act, const sk_attn_dims *d) {
+  (void)dev, (void)act; // all keep the same statistics
   flash_call c = flash_describe(d);
   return flash_scratch(&c, NULL);
 }

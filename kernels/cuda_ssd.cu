@@ -287,7 +287,7 @@ size_t cut_forward(ssd_call *c, void *ws, forward_ws *w) {
 
 } // namespace
 
-extern "C" size_t sk_cuda_ssd_ws(sk_dtype act, const sk_ssd_dims *d) {
+extern "C" size_t sk_cuda_ssd_ws(const sk_device *dev, sk_dtype act, const sk_ssd_dims *d) {
   if (!ssd_fast(act, d)) return ssd_plain_ws(d);
   ssd_call c = ssd_describe(d, SSD_TOKENS);
   forward_ws w;

@@ -123,7 +123,7 @@ ssd_walk backward_walk(const ssd_call &c, const float *dSf, float *dS0, const ss
 
 // ---- entries ----
 
-extern "C" size_t sk_cuda_ssd_grad_ws(sk_dtype act, const sk_ssd_dims *d) {
+extern "C" size_t sk_cuda_ssd_grad_ws(const sk_device *dev, sk_dtype act, const sk_ssd_dims *d) {
   if (!ssd_fast(act, d)) return ssd_plain_grad_ws(d);
   ssd_call c = ssd_describe(d, SSD_TOKENS);
   ssd_grad_call o;

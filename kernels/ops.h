@@ -213,8 +213,11 @@ typedef struct sk_ops {
    * not. attention works without it, perhaps slower. */
   void (*attention_ready)(sk_device *, const sk_attn_dims *);
   /* dq, dk, dv have the strides of q, k, v. ws: attention_ws bytes. dk, dv are sums over the given
-   * queries only. */
-  size_t (*attention_ws)(sk_dtype act, const sk_attn_dims *);
+   * queries only.
+   *
+   * What scratch an op needs, here and below, depends on the kernels that the device has. NULL stands
+   * for the best device that the program was compiled for, where memory is planned and none is open. */
+  size_t (*attention_ws)(const sk_device *dev, sk_dtype act, const sk_attn_dims *);
   void (*attention_grad)(sk_stream *, const sk_attn_dims *, void *dq, void *dk, void *dv, const void *do_,
                          const void *q, const void *k, const void *v, const void *o, const float *lse,
                          const int32_t *start, void *ws);
@@ -238,13 +241,13 @@ typedef struct sk_ops {
                   double mult, const void *dt_bias, double lo, double hi, int64_t n, int64_t nh);
   /* y[n, nh*P] including D * x. S0: state before the piece [b,nh,P,N] fp32 or NULL (zero); Sf: state
    * after it, or NULL. dt fp32 [n,nh]; A_log, D act [nh]. (3.1, 3.3) */
-  size_t (*ssd_ws)(sk_dtype act, const sk_ssd_dims *);
+  size_t (*ssd_ws)(const sk_device *dev, sk_dtype act, const sk_ssd_dims *);
   void (*ssd)(sk_stream *, const sk_ssd_dims *, void *y, float *Sf, const void *x, const void *B,
               const void *C, const float *dt, const void *A_log, const void *D, const int32_t *start,
               const float *S0, void *ws);
   /* dx, dB, dC (stride ld), ddt fp32 [n,nh], dA_log[nh] +=, dD[nh] +=, dS0 (NULL when not wanted).
    * dSf: gradient of Sf or NULL (zero). (3.2, 3.4) */
-  size_t (*ssd_grad_ws)(sk_dtype act, const sk_ssd_dims *);
+  size_t (*ssd_grad_ws)(const sk_device *dev, sk_dtype act, const sk_ssd_dims *);
   void (*ssd_grad)(sk_stream *, const sk_ssd_dims *, void *dx, void *dB, void *dC, float *ddt,
                    float *dA_log, float *dD, float *dS0, const void *dy, const void *x, const void *B,
                    const void *C, const float *dt, const void *A_log, const void *D,
@@ -294,9 +297,10 @@ extern const sk_ops *const sk_cuda; /* cuda.c; NULL in a build without CUDA */
 extern const char *const sk_cuda_built; /* "CUDA 13.0 for 90a"; NULL likewise */
 
 /* plan.c: a device on which every op does nothing, so that running a training step only measures
- * memory. Scratch sizes are those of `target`. */
+ * memory. Scratch sizes are those of `target` and its device, borrowed, or NULL where none is open. One
+ * at a time. */
 extern const sk_ops sk_plan_ops;
-sk_device *sk_plan_open(const sk_ops *target, sk_dtype act);
+sk_device *sk_plan_open(const sk_ops *target, const sk_device *dev, sk_dtype act);
 
 /* false, with the entry's number, when a table has a NULL entry (C does not warn of those). */
 bool sk_ops_complete(const sk_ops *, int *missing);

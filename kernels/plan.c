@@ -6,16 +6,20 @@
 
 struct plan {
   const sk_ops *target;
+  const sk_device *dev; // of the target; NULL: none is open
   sk_dtype act;
 };
 
-// The scratch sizes have no device argument, so the target lives here as well.
 static struct plan g_plan;
 static char g_token; // what streams and events of this device point at
 
-sk_device *sk_plan_open(const sk_ops *target, sk_dtype act) {
-  g_plan = (struct plan){target, act};
+sk_device *sk_plan_open(const sk_ops *target, const sk_device *dev, sk_dtype act) {
+  g_plan = (struct plan){target, dev, act};
   return (sk_device *)&g_plan;
+}
+
+static const struct plan *plan_of(const sk_device *d) {
+  return (const struct plan *)(const void *)d;
 }
 
 static int plan_count(sk_err *e) {
@@ -34,7 +38,7 @@ static const char *plan_describe(sk_device *d) {
 }
 
 static sk_dtype plan_act(const sk_device *d) {
-  return ((const struct plan *)(const void *)d)->act;
+  return plan_of(d)->act;
 }
 
 static void *plan_alloc(sk_device *d, size_t bytes) {
@@ -49,16 +53,16 @@ static sk_event *plan_event_create(sk_device *d) {
   return (sk_event *)&g_token;
 }
 
-static size_t plan_attention_ws(sk_dtype act, const sk_attn_dims *dims) {
-  return g_plan.target->attention_ws(act, dims);
+static size_t plan_attention_ws(const sk_device *dev, sk_dtype act, const sk_attn_dims *dims) {
+  return plan_of(dev)->target->attention_ws(plan_of(dev)->dev, act, dims);
 }
 
-static size_t plan_ssd_ws(sk_dtype act, const sk_ssd_dims *dims) {
-  return g_plan.target->ssd_ws(act, dims);
+static size_t plan_ssd_ws(const sk_device *dev, sk_dtype act, const sk_ssd_dims *dims) {
+  return plan_of(dev)->target->ssd_ws(plan_of(dev)->dev, act, dims);
 }
 
-static size_t plan_ssd_grad_ws(sk_dtype act, const sk_ssd_dims *dims) {
-  return g_plan.target->ssd_grad_ws(act, dims);
+static size_t plan_ssd_grad_ws(const sk_device *dev, sk_dtype act, const sk_ssd_dims *dims) {
+  return plan_of(dev)->target->ssd_grad_ws(plan_of(dev)->dev, act, dims);
 }
 
 static void plan_free(sk_device *d, void *p) {}

@@ -169,7 +169,7 @@ static void piece_grad(sk_ctx *c, const sk_attention *a, const sk_tokens_here *t
     const sk_head_span *h = &a->span[k];
     sk_attn_dims d = dims(a, t, p, h, f);
     size_t mark = sk_arena_mark(&c->scratch);
-    void *ws = sk_arena_take(&c->scratch, c->op->attention_ws(c->act, &d));
+    void *ws = sk_arena_take(&c->scratch, c->op->attention_ws(c->dev, c->act, &d));
     int64_t q = row * d.ldq + h->head * a->hd, o = row * d.ldo + h->head * a->hd, kv = h->kv * a->hd;
     c->op->attention_grad(c->st, &d, sk_at(c, f->dqkv, q), sk_at(c, dk, kv), sk_at(c, dv, kv),
                           sk_at(c, do_, o), sk_at(c, s->qkv, q), sk_at(c, f->k, kv), sk_at(c, f->v, kv),

@@ -177,7 +177,7 @@ static void attention(bench *k) {
   call c = {.k = k, .at = {.b = k->b_seq, .Tq = k->T, .Tk = k->T, .H = H, .KV = KV, .hd = hd, .ldq = ld, .ldk = ld,
                            .ldv = ld, .ldo = H * hd, .scale = 1 / sqrt((double)hd)}};
   void *p[] = {act(k, k->n * ld), act(k, k->n * H * hd), f32(k, k->n * H), ints(k, k->n, 0), act(k, k->n * H * hd),
-               act(k, k->n * ld), sk_arena_take(&k->mem, k->op->attention_ws(k->act, &c.at))};
+               act(k, k->n * ld), sk_arena_take(&k->mem, k->op->attention_ws(k->dev, k->act, &c.at))};
   memcpy(c.p, p, sizeof p);
   char shape[64];
   snprintf(shape, sizeof shape, "B%lld L%lld H%lld/%lld x %lld", (long long)k->b_seq, (long long)k->T, (long long)H,
@@ -227,8 +227,8 @@ static void ssd(bench *k) {
                            .ld = cd, .ldy = ds}};
   void *p[] = {act(k, k->n * cd), act(k, k->n * ds), positive(k, k->n * nh), act(k, nh), act(k, nh), ints(k, k->n, 0),
                act(k, k->n * ds), act(k, k->n * cd), f32(k, k->n * nh), f32(k, nh), f32(k, nh),
-               sk_arena_take(&k->mem, k->op->ssd_ws(k->act, &c.ss)),
-               sk_arena_take(&k->mem, k->op->ssd_grad_ws(k->act, &c.ss))};
+               sk_arena_take(&k->mem, k->op->ssd_ws(k->dev, k->act, &c.ss)),
+               sk_arena_take(&k->mem, k->op->ssd_grad_ws(k->dev, k->act, &c.ss))};
   memcpy(c.p, p, sizeof p);
   char shape[64];
   snprintf(shape, sizeof shape, "B%lld L%lld H%lld P%lld N%lld", (long long)k->b_seq, (long long)k->T, (long long)nh,
@@ -418,7 +418,7 @@ static size_t memory_needed(const bench *k) {
   if (2 * m->intermediate_size > widest) widest = 2 * m->intermediate_size;
   sk_ssd_dims s = {.b = k->b_seq, .T = k->T, .nh = m->mamba_n_heads, .P = m->mamba_d_head, .G = m->mamba_n_groups,
                    .N = m->mamba_d_state, .Q = m->mamba_chunk_size};
-  size_t ssd_bytes = k->op->ssd_ws(k->act, &s) + k->op->ssd_grad_ws(k->act, &s);
+  size_t ssd_bytes = k->op->ssd_ws(k->dev, k->act, &s) + k->op->ssd_grad_ws(k->dev, k->act, &s);
   size_t slice_bytes = (size_t)slice_tokens(k) * (size_t)slice_stride(k) * 3 * sizeof(float) +
                        (size_t)(m->vocab_size * m->hidden_size) * 3 * sizeof(float);
   size_t ceiling = strcmp(k->op->name, "cpu") == 0 ? (size_t)600 << 20 : (size_t)3 << 30;

@@ -93,15 +93,15 @@ static void rehearse(sk_engine *g, sk_slot *s) {
     sk_chunk_backward(&g->model, &g->ctx, s, g->plan.kind == SK_SCHED_ZB_H1, &g->redo, NULL, NULL);
 }
 
-/* slot[]: bytes for each slot. */
-static int measure(sk_engine *g, const sk_ops *target, sk_dtype act, size_t bytes[SK_PARTS], size_t *slot,
-                   sk_err *e) {
+/* For the target's device, NULL where none is open. slot[]: bytes for each slot. */
+static int measure(sk_engine *g, const sk_ops *target, const sk_device *dev, sk_dtype act, size_t bytes[SK_PARTS],
+                   size_t *slot, sk_err *e) {
   sk_ctx *c = &g->ctx;
   const sk_comm_ops *comm = c->comm;
   sk_comm_plan_for(comm);
   c->op = &sk_plan_ops;
   c->comm = &sk_comm_plan;
-  c->dev = sk_plan_open(target, act);
+  c->dev = sk_plan_open(target, dev, act);
   if (!c->dev) return sk_fail(e, SK_FAILED, "cannot plan memory for device '%s'", target->name);
   c->st = c->op->stream_create(c->dev);
   for (int i = 0; i < SK_PART_SAVED; i++) sk_arena_plan(&g->part[i], sk_part_name[i]);
@@ -218,7 +218,7 @@ int sk_engine_plan(const sk_config *cfg, const sk_ops *op, const int n[SK_NAXES]
   g.ctx.comm = sk_device_comm(op);
   if (create(&g, cfg, &grid, g.T, e) == SK_OK) {
     size_t *slot = sk_calloc((size_t)g.n_slots, sizeof *slot), at = 0;
-    measure(&g, op, g.ctx.act, bytes, slot, e);
+    measure(&g, op, NULL, g.ctx.act, bytes, slot, e);
     sk_free(slot);
     if (params) *params = g.model.reg.count;
     if (layers) layers[0] = 0;
@@ -312,14 +312,13 @@ int sk_engine_open(sk_engine *g, const sk_config *cfg, const sk_ops *op, const s
   size_t bytes[SK_PARTS] = {0}, *slot = NULL;
   *g = (sk_engine){.train = train, .b = b, .T = T, .ctx.comm = comm, .ctx.act = sk_device_act(op, cfg)};
   sk_ctx *c = &g->ctx;
-  if (create(g, cfg, grid, positions, e) == SK_OK) {
+  sk_device *dev = create(g, cfg, grid, positions, e) == SK_OK ? op->open(grid->node_rank, c->act, e) : NULL;
+  if (dev) { /* first: what is needed depends on it */
     slot = sk_calloc((size_t)g->n_slots, sizeof *slot);
-    measure(g, op, c->act, bytes, slot, e);
-  }
-  if (!e->code) {
+    measure(g, op, dev, c->act, bytes, slot, e);
     c->op = op;
-    c->dev = op->open(grid->node_rank, c->act, e);
-    if (c->dev) c->st = op->stream_create(c->dev);
+    c->dev = dev;
+    c->st = op->stream_create(dev);
   }
   if (!e->code) allocate(g, bytes, slot, e);
   sk_free(slot);

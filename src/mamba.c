@@ -157,7 +157,7 @@ static void send_states(sk_ctx *c, const sk_mamba *m, const sk_tokens_here *t, s
     sk_ssd_dims d = ssd_dims(m, &t->piece[i]);
     int64_t row = first_row(t, i);
     size_t mark = sk_arena_mark(&c->scratch);
-    void *ws = sk_arena_take(&c->scratch, c->op->ssd_ws(c->act, &d));
+    void *ws = sk_arena_take(&c->scratch, c->op->ssd_ws(c->dev, c->act, &d));
     c->op->ssd_state(c->st, &d, state, keep, part_x(c, m, s->xBC, row), part_B(c, m, s->xBC, row),
                      s->dt + row * m->nh, sk_weight(c, m->A_log), t->piece[i].start, ws);
     sk_arena_release(&c->scratch, mark);
@@ -172,7 +172,7 @@ static void ssd(sk_ctx *c, const sk_mamba *m, const sk_tokens_here *t, sk_mamba_
     sk_ssd_dims d = ssd_dims(m, &t->piece[i]);
     int64_t row = first_row(t, i);
     size_t mark = sk_arena_mark(&c->scratch);
-    void *ws = sk_arena_take(&c->scratch, c->op->ssd_ws(c->act, &d));
+    void *ws = sk_arena_take(&c->scratch, c->op->ssd_ws(c->dev, c->act, &d));
     c->op->ssd(c->st, &d, sk_at(c, s->y, row * m->ds), Sf, part_x(c, m, s->xBC, row),
                part_B(c, m, s->xBC, row), part_C(c, m, s->xBC, row), s->dt + row * m->nh,
                sk_weight(c, m->A_log), sk_weight(c, m->D), t->piece[i].start,
@@ -274,7 +274,7 @@ static void send_state_grads(sk_ctx *c, const sk_mamba *m, const sk_tokens_here 
     sk_ssd_dims d = ssd_dims(m, &t->piece[i]);
     int64_t row = first_row(t, i);
     size_t mark = sk_arena_mark(&c->scratch);
-    void *ws = sk_arena_take(&c->scratch, c->op->ssd_grad_ws(c->act, &d));
+    void *ws = sk_arena_take(&c->scratch, c->op->ssd_grad_ws(c->dev, c->act, &d));
     c->op->ssd_state_grad(c->st, &d, grad, sk_at(c, f->dy, row * m->ds), part_C(c, m, s->xBC, row),
                           s->dt + row * m->nh, sk_weight(c, m->A_log), t->piece[i].start, ws);
     sk_arena_release(&c->scratch, mark);
@@ -316,7 +316,7 @@ static void ssd_grad(sk_ctx *c, const sk_mamba *m, const sk_tokens_here *t, cons
     sk_ssd_dims d = ssd_dims(m, &t->piece[i]);
     int64_t row = first_row(t, i);
     size_t mark = sk_arena_mark(&c->scratch);
-    void *ws = sk_arena_take(&c->scratch, c->op->ssd_grad_ws(c->act, &d));
+    void *ws = sk_arena_take(&c->scratch, c->op->ssd_grad_ws(c->dev, c->act, &d));
     c->op->ssd_grad(c->st, &d, part_x(c, m, dxBC, row), part_B(c, m, dxBC, row), part_C(c, m, dxBC, row),
                     ddt + row * m->nh, sk_grad(c, m->A_log), sk_grad(c, m->D), NULL,
                     sk_at(c, f->dy, row * m->ds), part_x(c, m, s->xBC, row), part_B(c, m, s->xBC, row),

@@ -487,7 +487,7 @@ static bool complete(const sk_comm_ops *c) {
 static void tables(void) {
   sk_err e = {0};
   tap_ok(complete(&sk_comm_mpi) && complete(&sk_comm_plan), "the tables have no NULL entry");
-  sk_device *plan = sk_plan_open(&sk_cpu_ops, SK_F32);
+  sk_device *plan = sk_plan_open(&sk_cpu_ops, NULL, SK_F32);
   // Only one rank has the wrong device; nobody hangs.
   bool wrong = tap_rank == tap_size - 1;
   sk_group *g = comm->open(MPI_COMM_WORLD, wrong ? &sk_plan_ops : &ops, wrong ? plan : dev, &e);

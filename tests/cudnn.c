@@ -254,7 +254,7 @@ static void both_backward(problem *p, sk_cudnn_pass pass) {
   tap_ok(plan != NULL, "%s: a plan of cuDNN's %s backward pass%s%s", name_of(d), what,
          plan ? "" : ": ", e.msg);
   if (!plan) return;
-  void *ws = poison(sk_cudnn_plan_ws(plan)), *own = must_alloc(g_gpu->attention_ws(SK_BF16, d));
+  void *ws = poison(sk_cudnn_plan_ws(plan)), *own = must_alloc(g_gpu->attention_ws(g_gpu_dev, SK_BF16, d));
   bool same;
   const int64_t edge[] = {0, q, q + kv, q + 2 * kv};
   double err[3];

@@ -246,8 +246,8 @@ static void test_attention(sk_attn_dims d, uint64_t mean, int64_t pad, int64_t s
   fill_attn_start(add_array(&t, "start", IN, I32, 1, nq, nq), &d, mean);
   run_trial(&t, call_attention, &d, "attention %s", name);
   t = (trial){.shift = shift,
-              .ws_cpu = sk_cpu_ops.attention_ws(SK_F32, &d),
-              .ws = g_gpu->attention_ws(device_act(), &d)};
+              .ws_cpu = sk_cpu_ops.attention_ws(g_cpu_dev, SK_F32, &d),
+              .ws = g_gpu->attention_ws(g_gpu_dev, device_act(), &d)};
   add_array(&t, "dq", OUT, ACT, nq, wq, d.ldq);
   add_array(&t, "dk", OUT, ACT, nk, wk, d.ldk);
   add_array(&t, "dv", OUT, ACT, nk, wk, d.ldv);
@@ -337,8 +337,8 @@ static void add_A(trial *t, const sk_ssd_dims *d) {
 
 static trial ssd_trial(const sk_ssd_dims *d, bool grad, int64_t shift) {
   trial t = {.shift = shift};
-  t.ws_cpu = grad ? sk_cpu_ops.ssd_grad_ws(SK_F32, d) : sk_cpu_ops.ssd_ws(SK_F32, d);
-  t.ws = grad ? g_gpu->ssd_grad_ws(device_act(), d) : g_gpu->ssd_ws(device_act(), d);
+  t.ws_cpu = grad ? sk_cpu_ops.ssd_grad_ws(g_cpu_dev, SK_F32, d) : sk_cpu_ops.ssd_ws(g_cpu_dev, SK_F32, d);
+  t.ws = grad ? g_gpu->ssd_grad_ws(g_gpu_dev, device_act(), d) : g_gpu->ssd_ws(g_gpu_dev, device_act(), d);
   return t;
 }
 

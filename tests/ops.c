@@ -28,9 +28,14 @@ static void test_table(void) {
          g_op->describe(g_dev));
 }
 
+static size_t device_ws(const sk_device *dev, sk_dtype act, const sk_ssd_dims *d) {
+  (void)act, (void)d;
+  return dev == g_dev ? 1 : 2;
+}
+
 static void test_plan(void) {
   const sk_ops *op = &sk_plan_ops;
-  sk_device *dev = sk_plan_open(&sk_cpu_ops, SK_BF16);
+  sk_device *dev = sk_plan_open(&sk_cpu_ops, NULL, SK_BF16);
   sk_stream *s = op->stream_create(dev);
   sk_event *ev = op->event_create(dev);
   op->record(ev, s);
@@ -46,10 +51,15 @@ static void test_plan(void) {
   sk_attn_dims a = {.b = 2, .Tq = 10, .Tk = 10, .H = 4, .KV = 2, .hd = 8};
   sk_ssd_dims d = {.b = 2, .T = 10, .nh = 4, .P = 8, .G = 2, .N = 8, .Q = 4, .ld = 64, .ldy = 32};
   tap_ok(op->act(dev) == SK_BF16 &&
-             op->attention_ws(SK_F32, &a) == sk_cpu_ops.attention_ws(SK_F32, &a) &&
-             op->ssd_ws(SK_F32, &d) == sk_cpu_ops.ssd_ws(SK_F32, &d) &&
-             op->ssd_grad_ws(SK_F32, &d) == sk_cpu_ops.ssd_grad_ws(SK_F32, &d),
+             op->attention_ws(dev, SK_F32, &a) == sk_cpu_ops.attention_ws(NULL, SK_F32, &a) &&
+             op->ssd_ws(dev, SK_F32, &d) == sk_cpu_ops.ssd_ws(NULL, SK_F32, &d) &&
+             op->ssd_grad_ws(dev, SK_F32, &d) == sk_cpu_ops.ssd_grad_ws(NULL, SK_F32, &d),
          "the plan device has its target's scratch sizes");
+  sk_ops other = sk_cpu_ops;
+  other.ssd_ws = device_ws;
+  bool known = op->ssd_ws(sk_plan_open(&other, g_dev, SK_F32), SK_F32, &d) == 1;
+  tap_ok(known && op->ssd_ws(sk_plan_open(&other, NULL, SK_F32), SK_F32, &d) == 2,
+         "and asks with the target's device");
   sk_err e = {0};
   tap_ok(!op->open(0, SK_F32, &e) && e.code == SK_FAILED, "open on the plan device: %s", e.msg);
   op->event_destroy(ev);

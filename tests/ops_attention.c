@@ -64,7 +64,7 @@ static void test_attention(sk_attn_dims d, int64_t mean_document) {
   g_op->attention(g_stream, &d, o.f, lse.f, q.f, k.f, v.f, start);
   close_to_ref(&o, "attention %s", name);
   close_to_ref(&lse, "attention %s, lse", name);
-  void *ws = g_op->alloc(g_dev, g_op->attention_ws(SK_F32, &d));
+  void *ws = g_op->alloc(g_dev, g_op->attention_ws(g_dev, SK_F32, &d));
   g_op->attention_grad(g_stream, &d, dq.f, dk.f, dv.f, dout.f, q.f, k.f, v.f, o.f, lse.f, start,
                        ws);
   close_to_ref(&dq, "attention_grad %s, dq", name);
@@ -119,7 +119,7 @@ static uint64_t bits_with(int threads, int64_t b, int64_t KV) {
   mat o = output(n, w, w), lse = output(b * d.H, d.Tq, d.Tq);
   mat dq = output(n, w, w), dk = output(n, wk, wk), dv = output(n, wk, wk);
   int32_t *first = documents(&d, 50);
-  void *ws = g_op->alloc(g_dev, g_op->attention_ws(SK_F32, &d));
+  void *ws = g_op->alloc(g_dev, g_op->attention_ws(g_dev, SK_F32, &d));
   g_op->attention(g_stream, &d, o.f, lse.f, q.f, k.f, v.f, first);
   g_op->attention_grad(g_stream, &d, dq.f, dk.f, dv.f, dout.f, q.f, k.f, v.f, o.f, lse.f, first, ws);
   uint64_t hash = hash_bits(0, (const mat *const[]){&o, &lse, &dq, &dk, &dv}, 5);

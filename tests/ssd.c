@@ -98,7 +98,7 @@ static void scratch_done(ssd_case *c, mat *ws) {
 
 static void forward(ssd_case *c) {
   const sk_ssd_dims *d = &c->d;
-  mat ws = scratch(g_op->ssd_ws(g_op->act(g_dev), d));
+  mat ws = scratch(g_op->ssd_ws(g_dev, g_op->act(g_dev), d));
   float *x = c->xbc.f, *B = x + d->nh * d->P, *C = B + d->G * d->N;
   g_op->ssd(g_stream, d, c->y.f, c->options & SF_WANTED ? c->Sf.f : NULL, x, B, C, c->dt.f,
             c->A_log.f, c->D.f, c->start_dev, c->options & S0_GIVEN ? c->S0.f : NULL, ws.f);
@@ -108,7 +108,7 @@ static void forward(ssd_case *c) {
 
 static void backward(ssd_case *c) {
   const sk_ssd_dims *d = &c->d;
-  mat ws = scratch(g_op->ssd_grad_ws(g_op->act(g_dev), d));
+  mat ws = scratch(g_op->ssd_grad_ws(g_dev, g_op->act(g_dev), d));
   int64_t B = d->nh * d->P, C = B + d->G * d->N;
   float *in = c->xbc.f, *out = c->dxbc.f;
   g_op->ssd_grad(g_stream, d, out, out + B, out + C, c->ddt.f, c->dA_log.f, c->dD.f,
@@ -217,8 +217,8 @@ typedef struct ssd_parts {
 static ssd_parts parts_open(ssd_case *c) {
   const sk_ssd_dims *d = &c->d;
   int64_t B = d->nh * d->P, C = B + d->G * d->N, heads = c->S0.rows, PN = c->S0.cols;
-  mat ws = scratch(g_op->ssd_ws(g_op->act(g_dev), d)),
-      dws = scratch(g_op->ssd_grad_ws(g_op->act(g_dev), d));
+  mat ws = scratch(g_op->ssd_ws(g_dev, g_op->act(g_dev), d)),
+      dws = scratch(g_op->ssd_grad_ws(g_dev, g_op->act(g_dev), d));
   ssd_parts p = {output(heads, PN, PN), output(heads, PN, PN), output(1, heads, heads)};
   g_op->ssd_state(g_stream, d, p.F.f, p.keep.f, c->xbc.f, c->xbc.f + B, c->dt.f, c->A_log.f,
                   c->start_dev, ws.f);
