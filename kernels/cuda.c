@@ -13,6 +13,8 @@ enum { STAGE = 4 << 20 }; // bytes of one of a stream's two pinned buffers
 
 struct sk_device {
   int index, sms;
+  sk_cuda_code code;
+  size_t shared; // of a block, in bytes
   sk_dtype act;
   sk_cuda_blas *blas;
   sk_cudnn *dnn;  // NULL: without cuDNN, or in fp32
@@ -81,17 +83,25 @@ static int cuda_count(sk_err *e) {
   return 0;
 }
 
-// The program was compiled for this GPU.
-static int check_architecture(int index, const struct cudaDeviceProp *p, sk_err *e) {
-  cudaError_t rc = sk_cuda_probe();
-  if (rc == cudaSuccess) return SK_OK;
+// The program was compiled for this GPU, and it has the memory that every GPU's kernels need.
+static int check_architecture(int index, const struct cudaDeviceProp *p, sk_cuda_code *code,
+                              sk_err *e) {
+  cudaError_t rc = sk_cuda_probe(code);
+  if (rc == cudaSuccess && p->sharedMemPerBlockOptin >= SK_CUDA_SHARED) return SK_OK;
+  if (rc == cudaSuccess)
+    return sk_fail(e, SK_FAILED,
+                   "GPU %d on %s, %s, has %s of shared memory for a block and attention needs %s, "
+                   "as A100, H100 and B200 have. Set run.device: cpu.",
+                   index, sk_host(), p->name, sk_bytes((double)p->sharedMemPerBlockOptin),
+                   sk_bytes(SK_CUDA_SHARED));
   cudaGetLastError();
   if (rc == cudaErrorNoKernelImageForDevice || rc == cudaErrorInvalidDeviceFunction)
     return sk_fail(e, SK_FAILED,
                    "GPU %d on %s, %s, has compute capability %d.%d; this program was compiled for "
                    "%s. Configure "
-                   "with --with-cuda-arch=%d%d, or set run.device: cpu.",
-                   index, sk_host(), p->name, p->major, p->minor, SK_CUDA_ARCH, p->major, p->minor);
+                   "with --with-cuda-arch=%d%d%s, or set run.device: cpu.",
+                   index, sk_host(), p->name, p->major, p->minor, SK_CUDA_ARCH, p->major, p->minor,
+                   p->major == 9 ? "a" : ""); // the one with kernels of warpgroups
   return sk_fail(e, SK_FAILED,
                  "GPU %d on %s, %s, cannot be used: %s. See nvidia-smi for who else uses it, or "
                  "set run.device: cpu.",
@@ -100,6 +110,7 @@ static int check_architecture(int index, const struct cudaDeviceProp *p, sk_err 
 
 static sk_device *cuda_open(int index, sk_dtype act, sk_err *e) {
   struct cudaDeviceProp p;
+  sk_cuda_code code;
   int n = cuda_count(e), driver = 0;
   if (n == 0) return NULL;
   if (index < 0 || index >= n) {
@@ -119,17 +130,22 @@ static sk_device *cuda_open(int index, sk_dtype act, sk_err *e) {
     cudaGetLastError();
     return NULL;
   }
-  if (check_architecture(index, &p, e) != SK_OK) return NULL;
+  if (check_architecture(index, &p, &code, e) != SK_OK) return NULL;
   sk_device *d = sk_calloc(1, sizeof *d);
-  char blas[80], dnn[200] = "";
-  *d = (sk_device){.index = index, .sms = p.multiProcessorCount, .act = act};
+  char blas[80], dnn[200] = "", slow[80] = "";
+  *d = (sk_device){.index = index, .sms = p.multiProcessorCount, .code = code,
+                   .shared = p.sharedMemPerBlockOptin, .act = act};
   d->blas = sk_cuda_blas_open(blas, sizeof blas);
   if (act == SK_BF16) d->dnn = sk_cudnn_open(dnn, sizeof dnn);
+  if (act == SK_BF16 && !code.groups)
+    snprintf(slow, sizeof slow, "; compiled for %d: bf16 attention and SSD by slower kernels",
+             code.arch);
   SK_CUDA(cudaDriverGetVersion(&driver));
-  snprintf(d->text, sizeof d->text, "GPU %d, %s, %d SMs, %s, %s; CUDA %d.%d, driver for %d.%d, %s%s",
-           index, p.name, d->sms, sk_bytes((double)p.totalGlobalMem),
-           act == SK_BF16 ? "bf16" : "fp32", version_major(CUDART_VERSION),
-           version_minor(CUDART_VERSION), version_major(driver), version_minor(driver), blas, dnn);
+  snprintf(d->text, sizeof d->text,
+           "GPU %d, %s, %d SMs, %s, %s; CUDA %d.%d, driver for %d.%d, %s%s%s", index, p.name, d->sms,
+           sk_bytes((double)p.totalGlobalMem), act == SK_BF16 ? "bf16" : "fp32",
+           version_major(CUDART_VERSION), version_minor(CUDART_VERSION), version_major(driver),
+           version_minor(driver), blas, dnn, slow);
   return d;
 }
 
@@ -250,6 +266,18 @@ sk_dtype sk_cuda_act(sk_stream *s) {
 }
 int sk_cuda_sms(sk_stream *s) {
   return s->device->sms;
+}
+int sk_cuda_arch(sk_stream *s) {
+  return s->device->code.arch;
+}
+sk_device *sk_cuda_device(sk_stream *s) {
+  return s->device;
+}
+bool sk_cuda_groups(const sk_device *d) {
+  return d ? d->code.groups : strstr(SK_CUDA_ARCH, "90a") != NULL;
+}
+size_t sk_cuda_shared(const sk_device *d) {
+  return d ? d->shared : SIZE_MAX;
 }
 sk_cuda_blas *sk_cuda_blas_of(sk_stream *s) {
   return s->device->blas;

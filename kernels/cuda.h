@@ -28,6 +28,15 @@ struct sk_event {
 cudaStream_t sk_cuda_stream(sk_stream *s);
 sk_dtype sk_cuda_act(sk_stream *s);
 int sk_cuda_sms(sk_stream *s); /* streaming multiprocessors of the device */
+int sk_cuda_arch(sk_stream *s); /* that its code was compiled for: 80, 90, 100 ... */
+sk_device *sk_cuda_device(sk_stream *s);
+
+/* What the choice between kernels goes by. d may be NULL, as in ops.h. groups: the code that the GPU
+ * runs multiplies by warpgroups (cuda_arch.h). shared: bytes of shared memory that a block may have,
+ * at least SK_CUDA_SHARED. */
+enum { SK_CUDA_SHARED = 140 << 10 };
+bool sk_cuda_groups(const sk_device *d);
+size_t sk_cuda_shared(const sk_device *d);
 
 /* Device scratch of the stream, 256-byte aligned, contents undefined, valid until the next call on
  * this stream: SK_CUDA_SCRATCH bytes exist from the start; asking for more is fatal. For partial
@@ -61,8 +70,13 @@ sk_event *sk_cuda_event_share(sk_device *d, sk_share *out, sk_err *e);
 sk_event *sk_cuda_event_map(sk_device *d, const sk_share *s, sk_err *e);
 size_t sk_cuda_total(sk_device *d);
 
-/* cuda_misc.cu: whether this program has code for the current GPU. */
-cudaError_t sk_cuda_probe(void);
+/* cuda_misc.cu: what the code that this program has for the current GPU was compiled for; an error
+ * when it has none. */
+typedef struct sk_cuda_code {
+  int arch;
+  bool groups;
+} sk_cuda_code;
+cudaError_t sk_cuda_probe(sk_cuda_code *code);
 
 /* cuda_range.c: sk_ops.range, for Nsight. */
 void sk_cuda_range(const char *name);

@@ -1,7 +1,8 @@
 /* cuda_attention.cu: attention, forward (model specification, section 2.3), and the scratch size of
  * the backward. FlashAttention-2 (Dao 2023): a block owns a tile of rows and walks over the tiles
  * of keys that some row sees, with the softmax so far. Here: bf16 by warps on the tensor cores, for
- * heads wider than 128 (the others: cuda_attention_groups.cu), and fp32 on the CUDA cores. */
+ * heads wider than 128, and for all where the GPU has no products of warpgroups (the others:
+ * cuda_attention_groups.cu), and fp32 on the CUDA cores. */
 #include "kernels/cuda_flash.h"
 
 // The highest score so far before any was seen. Finite, so that no infinities are subtracted.
@@ -238,7 +239,7 @@ static void forward_plain(sk_stream *s, const flash_call &c) {
 
 static void forward_half(sk_stream *s, const flash_call &c) {
   typedef forward_tiles<256> T;
-  if (c.hd <= 128)
+  if (c.columns <= 128)
     sk_flash_forward(s, c);
   else
     flash_launch(s, c.wide ? forward_bf16<256, true> : forward_bf16<256, false>, c,
@@ -249,23 +250,22 @@ extern "C" void sk_cuda_attention(sk_stream *s, const sk_attn_dims *d, void *o, 
                                   const void *q, const void *k, const void *v,
                                   const int32_t *start) {
   if (!d->b || !d->Tq) return;
-  flash_call c = flash_describe(d);
+  flash_call c = flash_describe(sk_cuda_device(s), sk_cuda_act(s), d);
   size_t size = sk_dtype_size(sk_cuda_act(s));
   c.q = q, c.k = k, c.v = v, c.out = o, c.lse = lse, c.start = start;
   c.wide = flash_wide(d, size, q, d->ldq) && flash_wide(d, size, k, d->ldk) &&
            flash_wide(d, size, v, d->ldv) && flash_wide(d, size, o, d->ldo);
   if (sk_cuda_act(s) == SK_BF16)
     forward_half(s, c);
-  else if (d->hd <= 64)
+  else if (c.columns == 64)
     forward_plain<64>(s, c);
-  else if (d->hd <= 128)
+  else if (c.columns == 128)
     forward_plain<128>(s, c);
   else
     forward_plain<256>(s, c);
 }
 
 extern "C" size_t sk_cuda_attention_ws(const sk_device *dev, sk_dtype act, const sk_attn_dims *d) {
-  (void)dev, (void)act; // all keep the same statistics
-  flash_call c = flash_describe(d);
+  flash_call c = flash_describe(dev, act, d);
   return flash_scratch(&c, NULL);
 }

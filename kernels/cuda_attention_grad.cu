@@ -2,7 +2,8 @@
  * kernels: statistics of the rows; dk and dv by tiles of keys, which walk over the rows that see
  * them; dq by tiles of rows, which walk over their keys. Every output has one owner and every sum
  * one order. The price is that scores and dP are computed twice: seven products instead of five. In
- * bf16 the latter two are here for heads wider than 128, the others in cuda_attention_groups_grad.cu. */
+ * bf16 the latter two are here for heads wider than 128, and for all where the GPU has no products
+ * of warpgroups; the others in cuda_attention_groups_grad.cu. */
 #include "kernels/cuda_flash_grad.h"
 
 // ---- statistics: rowsum(do * o), lse in base 2, keys of every row, ranges of the tiles ----
@@ -367,6 +368,7 @@ static void backward_plain(sk_stream *s, const flash_call &c) {
   typedef plain<HD> P;
   SK_CHECK(flash_row_tile(c) == P::TILE, "attention_grad: tiles of %d rows", flash_row_tile(c));
   const size_t bytes = sizeof(plain_grad_tiles<HD>);
+  static_assert(HD == 128 ? bytes <= FLASH_SHARED : bytes <= SK_CUDA_SHARED, "flash_columns");
   flash_launch(s, row_stats<float, HD>, c, flash_stat_blocks(c), STAT_THREADS, 0);
   flash_launch(s, grad_keys_f32<HD>, c, flash_blocks(c, c.Tk, P::TILE), P::THREADS, bytes);
   flash_launch(s, grad_rows_f32<HD>, c, flash_blocks(c, c.rows, P::TILE), P::THREADS, bytes);
@@ -376,11 +378,12 @@ static void backward_half(sk_stream *s, const flash_call &c) {
   typedef keys_tiles<256> K;
   typedef rows_tiles<256> R;
   static_assert((int)K::ROWS == (int)plain<256>::TILE, "both walk over the tiles of row_stats");
-  auto stats = c.hd <= 64    ? row_stats<bf16, 64>
-               : c.hd <= 128 ? row_stats<bf16, 128>
-                             : row_stats<bf16, 256>;
+  static_assert(sizeof(K) <= SK_CUDA_SHARED && sizeof(R) <= SK_CUDA_SHARED, "on every GPU");
+  auto stats = c.columns == 64    ? row_stats<bf16, 64>
+               : c.columns == 128 ? row_stats<bf16, 128>
+                                  : row_stats<bf16, 256>;
   flash_launch(s, stats, c, flash_stat_blocks(c), STAT_THREADS, 0);
-  if (c.hd <= 128) {
+  if (c.columns <= 128) {
     sk_flash_backward(s, c);
     return;
   }
@@ -395,7 +398,7 @@ extern "C" void sk_cuda_attention_grad(sk_stream *s, const sk_attn_dims *d, void
                                        const void *v, const void *o, const float *lse,
                                        const int32_t *start, void *ws) {
   if (!d->b || !d->Tk) return;
-  flash_call c = flash_describe(d);
+  flash_call c = flash_describe(sk_cuda_device(s), sk_cuda_act(s), d);
   size_t size = sk_dtype_size(sk_cuda_act(s));
   flash_scratch(&c, ws);
   c.q = q, c.k = k, c.v = v, c.o = o, c.dout = do_, c.lse = (float *)(uintptr_t)lse,
@@ -407,9 +410,9 @@ extern "C" void sk_cuda_attention_grad(sk_stream *s, const sk_attn_dims *d, void
   for (int i = 0; i < 8; i++) c.wide = c.wide && flash_wide(d, size, same[i / 2][i % 2], ld[i / 2]);
   if (sk_cuda_act(s) == SK_BF16)
     backward_half(s, c);
-  else if (d->hd <= 64)
+  else if (c.columns == 64)
     backward_plain<64>(s, c);
-  else if (d->hd <= 128)
+  else if (c.columns == 128)
     backward_plain<128>(s, c);
   else
     backward_plain<256>(s, c);

@@ -205,7 +205,7 @@ static void forward(sk_stream *s, const flash_call &c) {
 }
 
 void sk_flash_forward(sk_stream *s, const flash_call &c) {
-  if (c.hd <= 64)
+  if (c.columns == 64)
     forward<64>(s, c);
   else
     forward<128>(s, c);

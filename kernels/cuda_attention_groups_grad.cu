@@ -271,7 +271,7 @@ static void backward(sk_stream *s, const flash_call &c) {
 }
 
 void sk_flash_backward(sk_stream *s, const flash_call &c) {
-  if (c.hd <= 64)
+  if (c.columns == 64)
     backward<64>(s, c);
   else
     backward<128>(s, c);

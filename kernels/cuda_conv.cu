@@ -9,6 +9,7 @@
  * after them, which its rows' gradients need too. Those are read twice, so runs are longer, and as many
  * blocks as the GPU has at once take turns with them. Sums for dw and dbias are over the tokens of a
  * thread's runs, then over the threads of a block, then over the blocks, in double. */
+#include "kernels/cuda_arch.h"
 #include "kernels/cuda_kernel.h"
 
 namespace {
@@ -437,7 +438,7 @@ __device__ inline void run_back(conv_thread<T, TAPS, V> &me, conv_sums<TAPS, V> 
 
 template <class T, int TAPS, int V>
 __global__ void __launch_bounds__(LANES *RUNS, BACK_BLOCKS<T>) conv_back(conv_call c) {
-  cudaTriggerProgrammaticLaunchCompletion(); // conv_reduce may come to where a block has ended
+  let_next_begin(); // conv_reduce may come to where a block has ended
   conv_thread<T, TAPS, V> me(c);
   conv_sums<TAPS, V> sum = {};
   me.each_run([&]() { run_back(me, sum); });
@@ -452,7 +453,7 @@ __global__ void conv_reduce(conv_call c, int64_t parts, float *dw, float *dbias)
   bool mine = threadIdx.y == 0 && channel < c.cd && to;
   float before = mine ? *to : 0.0f; // conv_back does not write it, and all before it is over
   double mult = k < c.K ? mult_of(c, channel) : 1;
-  cudaGridDependencySynchronize(); // conv_back is over
+  wait_for_previous(); // conv_back is over
   double sum = sum_parts<SUM_COLS, SUM_ROWS>(c.part + k * parts * c.cd, parts, c.cd, channel);
   if (mine) *to = (float)(before + mult * sum);
 }
@@ -552,6 +553,6 @@ extern "C" void sk_cuda_conv_grad(sk_stream *s, const sk_conv_dims *d, void *dx,
   how.gridDim = dim3((unsigned)up(c.cd, SUM_COLS), (unsigned)(d->K + 1));
   how.blockDim = dim3(SUM_COLS, SUM_ROWS);
   how.stream = sk_cuda_stream(s);
-  how.attrs = &early, how.numAttrs = 1;
+  how.attrs = &early, how.numAttrs = sk_cuda_arch(s) >= 90; // before, conv_reduce simply follows
   SK_CUDA(cudaLaunchKernelEx(&how, conv_reduce, c, parts, dw, dbias));
 }

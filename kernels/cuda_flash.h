@@ -6,10 +6,11 @@
  * (sequence, kv head) is query r / group of head kv * group + r % group. A row's last key (`hi`) is
  * its own position, its first key (`lo`) that of its document.
  *
- * bf16 tiles hold HD elements a row (the head width, zero-padded to 64, 128 or 256). A row's
- * 16-byte chunk c lies at chunk c ^ (row & 7), so that the eight rows of an ldmatrix never share a
- * bank. Up to 128 the products are those of warpgroups (cuda_wgmma.h) and tiles lie in their panels
- * of 64 columns; with 256, whose sums fill the registers of a warp, they are those of warps. */
+ * Tiles hold HD elements a row: the head width, zero-padded to 64, 128 or 256 (flash_columns). In
+ * bf16 a row's 16-byte chunk c lies at chunk c ^ (row & 7), so that the eight rows of an ldmatrix
+ * never share a bank. Up to 128 the products are those of warpgroups (cuda_wgmma.h) and tiles lie in
+ * their panels of 64 columns; with 256, whose sums fill the registers of a warp, they are those of
+ * warps. Where the GPU has no products of warpgroups, all heads are padded to 256. */
 #ifndef SK_CUDA_FLASH_H
 #define SK_CUDA_FLASH_H
 #include <cuda_bf16.h>
@@ -94,7 +95,8 @@ struct flash_call {
   void *dq, *dk, *dv, *out;
   float *lse;
   const int32_t *start;
-  bool wide; // rows are aligned to 16 bytes and so are heads in them
+  bool wide;     // rows are aligned to 16 bytes and so are heads in them
+  short columns; // of a tile: flash_columns
   // For the backward, prepared in ws; rows are padded to padded = tiles * (rows of a tile).
   int padded, tiles;
   float2 *stat; // [b, KV, padded]: lse in base 2, rowsum(do * o)
@@ -107,7 +109,16 @@ static inline bool flash_wide(const sk_attn_dims *d, size_t size, const void *x,
   return (uintptr_t)x % 16 == 0 && (size_t)ld * size % 16 == 0 && (size_t)d->hd * size % 16 == 0;
 }
 
-static inline flash_call flash_describe(const sk_attn_dims *d) {
+// Columns of a tile for heads of hd. 256 serve narrower ones, too, where the GPU cannot multiply by
+// warpgroups, or lacks the shared memory that the backward of 128 columns takes in fp32.
+enum { FLASH_SHARED = 168 << 10 };
+static inline short flash_columns(const sk_device *dev, sk_dtype act, int64_t hd) {
+  if (act == SK_BF16 && !sk_cuda_groups(dev)) return 256;
+  if (hd <= 64) return 64;
+  return hd <= 128 && (act == SK_BF16 || sk_cuda_shared(dev) >= FLASH_SHARED) ? 128 : 256;
+}
+
+static inline flash_call flash_describe(const sk_device *dev, sk_dtype act, const sk_attn_dims *d) {
   flash_call c = {};
   int64_t rows = d->Tq * (d->H / d->KV);
   SK_CHECK(d->hd > 0 && d->hd <= 256 && d->hd % 2 == 0,
@@ -120,6 +131,7 @@ static inline flash_call flash_describe(const sk_attn_dims *d) {
   c.b = (int)d->b, c.Tq = (int)d->Tq, c.Tk = (int)d->Tk, c.q0 = (int)d->q0;
   c.KV = (int)d->KV, c.H = (int)d->H, c.hd = (int)d->hd;
   c.group = c.H / c.KV, c.rows = (int)rows;
+  c.columns = flash_columns(dev, act, d->hd);
   int bits = 0;
   while (1 << bits < c.group) bits++;
   c.shift = 31 + bits;
@@ -132,7 +144,7 @@ static inline flash_call flash_describe(const sk_attn_dims *d) {
 
 // Rows of a tile of the backward: the unit in which dk and dv walk over the rows, and of `range`.
 static inline int flash_row_tile(const flash_call &c) {
-  return c.hd <= 128 ? 64 : 32;
+  return c.columns <= 128 ? 64 : 32;
 }
 
 // Lays the backward's scratch out from ws and returns its size in bytes.
@@ -544,7 +556,8 @@ static inline int64_t flash_blocks(const flash_call &c, int rows, int size) {
   return (int64_t)c.b * c.KV * ((rows + size - 1) / size);
 }
 
-// cuda_attention_groups*.cu: bf16, heads up to 128 wide. backward: after the statistics of the rows.
+// cuda_attention_groups*.cu: bf16, tiles of up to 128 columns. backward: after the statistics of the
+// rows.
 void sk_flash_forward(sk_stream *s, const flash_call &c);
 void sk_flash_backward(sk_stream *s, const flash_call &c);
 

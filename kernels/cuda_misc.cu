@@ -1,10 +1,13 @@
 /* cuda_misc.cu: casts, sums, biases, rotary embedding, step sizes, and the matrix product for what
  * cuBLASLt refuses. */
+#include "kernels/cuda_arch.h"
 #include "kernels/cuda_kernel.h"
 
 namespace {
 
 __global__ void probe() {}
+
+__device__ bool has_groups = SK_HOPPER; // in every architecture's code a value of its own
 
 // ---- n elements ----
 
@@ -195,9 +198,12 @@ void launch_multiply(sk_stream *s, const product &p, const void *A, const void *
 
 extern "C" {
 
-cudaError_t sk_cuda_probe(void) {
+cudaError_t sk_cuda_probe(sk_cuda_code *code) {
   cudaFuncAttributes a;
-  return cudaFuncGetAttributes(&a, probe);
+  cudaError_t rc = cudaFuncGetAttributes(&a, probe);
+  if (rc == cudaSuccess) rc = cudaMemcpyFromSymbol(&code->groups, has_groups, sizeof has_groups);
+  if (rc == cudaSuccess) code->arch = a.binaryVersion;
+  return rc;
 }
 
 void sk_cuda_cast(sk_stream *s, void *dst, sk_dtype to, const void *src, sk_dtype from, int64_t n) {

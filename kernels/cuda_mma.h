@@ -12,6 +12,7 @@
 #define SK_CUDA_MMA_H
 #include <cuda_bf16.h>
 #include <stdint.h>
+#include "kernels/cuda_arch.h"
 
 static __device__ inline uint32_t shared_address(const void *p) {
   return (uint32_t)__cvta_generic_to_shared(p);
@@ -70,13 +71,13 @@ static __device__ inline void ldmatrix_trans(uint32_t (&r)[4], uint32_t at) {
 
 // What ldmatrix and ldmatrix_trans would read, written.
 static __device__ inline void stmatrix(uint32_t at, const uint32_t (&r)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at),
+  SK_HOPPER_ASM("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at),
                "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
                : "memory");
 }
 
 static __device__ inline void stmatrix_trans(uint32_t at, const uint32_t (&r)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at),
+  SK_HOPPER_ASM("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at),
                "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
                : "memory");
 }

@@ -49,7 +49,7 @@ static __device__ inline void barrier_wait(uint64_t *b, uint32_t parity) {
   int64_t began = clock64();
 #endif
   while (true) {
-    asm volatile(
+    SK_HOPPER_ASM(
         "{.reg .pred p;\n"
         "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
         "selp.u32 %0, 1, 0, p;}"
@@ -113,11 +113,11 @@ static __device__ inline void ring_release_each(ring<STAGES> &r, ring_place at) 
 // 128 threads x registers at launch for every warpgroup: else those that take wait for ever.
 template <int N>
 static __device__ inline void registers_take(void) {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+  SK_HOPPER_ASM("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
 }
 template <int N>
 static __device__ inline void registers_give(void) {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+  SK_HOPPER_ASM("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
 }
 
 // Named barriers, of `threads` threads of the block: 0 is that of __syncthreads.

@@ -288,7 +288,7 @@ size_t cut_forward(ssd_call *c, void *ws, forward_ws *w) {
 } // namespace
 
 extern "C" size_t sk_cuda_ssd_ws(const sk_device *dev, sk_dtype act, const sk_ssd_dims *d) {
-  if (!ssd_fast(act, d)) return ssd_plain_ws(d);
+  if (!ssd_fast(dev, act, d)) return ssd_plain_ws(d);
   ssd_call c = ssd_describe(d, SSD_TOKENS);
   forward_ws w;
   return cut_forward(&c, NULL, &w);
@@ -297,7 +297,7 @@ extern "C" size_t sk_cuda_ssd_ws(const sk_device *dev, sk_dtype act, const sk_ss
 extern "C" void sk_cuda_ssd(sk_stream *s, const sk_ssd_dims *d, void *y, float *Sf, const void *x,
                             const void *B, const void *C, const float *dt, const void *A_log,
                             const void *D, const int32_t *start, const float *S0, void *ws) {
-  bool fast = ssd_fast(sk_cuda_act(s), d);
+  bool fast = ssd_fast(sk_cuda_device(s), sk_cuda_act(s), d);
   ssd_call c = ssd_describe(d, fast ? SSD_TOKENS : SSD_PLAIN);
   c.x = x, c.B = B, c.C = C, c.dt = dt, c.A_log = A_log, c.D = D, c.start = start;
   if (!fast) {
@@ -318,7 +318,7 @@ extern "C" void sk_cuda_ssd(sk_stream *s, const sk_ssd_dims *d, void *y, float *
 extern "C" void sk_cuda_ssd_state(sk_stream *s, const sk_ssd_dims *d, float *Sf, float *keep,
                                   const void *x, const void *B, const float *dt, const void *A_log,
                                   const int32_t *start, void *ws) {
-  bool fast = ssd_fast(sk_cuda_act(s), d);
+  bool fast = ssd_fast(sk_cuda_device(s), sk_cuda_act(s), d);
   ssd_call c = ssd_describe(d, fast ? SSD_TOKENS : SSD_PLAIN);
   c.x = x, c.B = B, c.dt = dt, c.A_log = A_log, c.start = start;
   if (sk_cuda_act(s) == SK_F32) {

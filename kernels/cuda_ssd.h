@@ -1,10 +1,11 @@
 /* cuda_ssd.h: what the SSD kernels share (section 3); private to kernels/cuda_ssd*. Two paths
  * compute the same:
  *
- * fast   bf16 with P <= 128 and N <= 256, on tensor cores. Chunks of 64 tokens whatever dims->Q
- *        says; states between them are bf16 in memory and fp32 where they are carried on.
- * plain  fp32, and bf16 of larger heads, on CUDA cores (cuda_ssd_plain.h). Chunks of 32 tokens
- *        whatever dims->Q says, fp32 states.
+ * fast   bf16 with P <= 128 and N <= 256, on tensor cores, where the GPU has products of warpgroups.
+ *        Chunks of 64 tokens whatever dims->Q says; states between them are bf16 in memory and fp32
+ *        where they are carried on.
+ * plain  fp32, and bf16 of larger heads or on other GPUs, on CUDA cores (cuda_ssd_plain.h). Chunks of
+ *        32 tokens whatever dims->Q says, fp32 states.
  *
  * The fast path takes log decays in base 2 and sums them from the chunk's first token (`cs`), so
  * that |cs| stays small and differences are exact enough in fp32. A token that begins a document
@@ -50,8 +51,8 @@ struct ssd_call {
   float2 *steps; // fast: [b][nh][tiles * 64] cs and dt; 0 steps where there are no more tokens
 };
 
-static inline bool ssd_fast(sk_dtype act, const sk_ssd_dims *d) {
-  return act == SK_BF16 && d->P <= SSD_P && d->N <= SSD_N;
+static inline bool ssd_fast(const sk_device *dev, sk_dtype act, const sk_ssd_dims *d) {
+  return act == SK_BF16 && d->P <= SSD_P && d->N <= SSD_N && sk_cuda_groups(dev);
 }
 
 static inline ssd_call ssd_describe(const sk_ssd_dims *d, int tokens) {

@@ -124,7 +124,7 @@ ssd_walk backward_walk(const ssd_call &c, const float *dSf, float *dS0, const ss
 // ---- entries ----
 
 extern "C" size_t sk_cuda_ssd_grad_ws(const sk_device *dev, sk_dtype act, const sk_ssd_dims *d) {
-  if (!ssd_fast(act, d)) return ssd_plain_grad_ws(d);
+  if (!ssd_fast(dev, act, d)) return ssd_plain_grad_ws(d);
   ssd_call c = ssd_describe(d, SSD_TOKENS);
   ssd_grad_call o;
   return cut_grad(&c, NULL, &o);
@@ -135,7 +135,7 @@ extern "C" void sk_cuda_ssd_grad(sk_stream *s, const sk_ssd_dims *d, void *dx, v
                                  const void *x, const void *B, const void *C, const float *dt,
                                  const void *A_log, const void *D, const int32_t *start,
                                  const float *S0, const float *dSf, void *ws) {
-  bool fast = ssd_fast(sk_cuda_act(s), d);
+  bool fast = ssd_fast(sk_cuda_device(s), sk_cuda_act(s), d);
   ssd_call c = ssd_describe(d, fast ? SSD_TOKENS : SSD_PLAIN);
   c.x = x, c.B = B, c.C = C, c.dy = dy, c.dt = dt, c.A_log = A_log, c.D = D, c.start = start;
   if (!fast) {
@@ -165,7 +165,7 @@ extern "C" void sk_cuda_ssd_grad(sk_stream *s, const sk_ssd_dims *d, void *dx, v
 extern "C" void sk_cuda_ssd_state_grad(sk_stream *s, const sk_ssd_dims *d, float *dS0,
                                        const void *dy, const void *C, const float *dt,
                                        const void *A_log, const int32_t *start, void *ws) {
-  bool fast = ssd_fast(sk_cuda_act(s), d);
+  bool fast = ssd_fast(sk_cuda_device(s), sk_cuda_act(s), d);
   ssd_call c = ssd_describe(d, fast ? SSD_TOKENS : SSD_PLAIN);
   c.dy = dy, c.C = C, c.dt = dt, c.A_log = A_log, c.start = start;
   if (!fast) {

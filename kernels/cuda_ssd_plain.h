@@ -1,5 +1,5 @@
-/* cuda_ssd_plain.h: the SSD on CUDA cores (sections 3.3, 3.4), for fp32 and for heads too large for
- * the fast path; private to kernels/cuda_ssd*.cu. Clear before quick.
+/* cuda_ssd_plain.h: the SSD on CUDA cores (sections 3.3, 3.4), for fp32, and for heads and GPUs that
+ * the fast path is not for; private to kernels/cuda_ssd*.cu. Clear before quick.
  *
  * Chunks have SSD_PLAIN tokens. As on the CPU states lie as [N][P], the transpose of the
  * contract's, log decays are sums in double from the chunk's start or the last document start in

@@ -12,19 +12,20 @@
 #ifndef SK_CUDA_WGMMA_H
 #define SK_CUDA_WGMMA_H
 #include <stdint.h>
+#include "kernels/cuda_arch.h"
 
 static __device__ inline void wg_publish(void) {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  SK_HOPPER_ASM("fence.proxy.async.shared::cta;" ::: "memory");
 }
 static __device__ inline void wg_begin(void) {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+  SK_HOPPER_ASM("wgmma.fence.sync.aligned;" ::: "memory");
 }
 static __device__ inline void wg_commit(void) {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+  SK_HOPPER_ASM("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
 template <int N>
 static __device__ inline void wg_wait(void) {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+  SK_HOPPER_ASM("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
 // Keeps the compiler from reading c before the wait.
 template <int N>
@@ -46,7 +47,7 @@ static __device__ inline uint64_t wg_tile(uint32_t address, uint32_t lead) {
 
 // c = [c +] a b, 32 columns; a, b: see wg_tile; b is stored [column][k].
 static __device__ inline void wg_mma(float (&c)[4][4], uint64_t a, uint64_t b, bool add) {
-  asm volatile(
+  SK_HOPPER_ASM(
       "{.reg .pred p; setp.ne.b32 p, %18, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
@@ -57,7 +58,7 @@ static __device__ inline void wg_mma(float (&c)[4][4], uint64_t a, uint64_t b, b
 // The same with a in registers.
 static __device__ inline void wg_mma(float (&c)[4][4], const uint32_t (&a)[4], uint64_t b,
                                      bool add) {
-  asm volatile(
+  SK_HOPPER_ASM(
       "{.reg .pred p; setp.ne.b32 p, %21, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
@@ -67,7 +68,7 @@ static __device__ inline void wg_mma(float (&c)[4][4], const uint32_t (&a)[4], u
 }
 // c += a b, b stored [k][column].
 static __device__ inline void wg_mma_rows(float (&c)[4][4], const uint32_t (&a)[4], uint64_t b) {
-  asm volatile(
+  SK_HOPPER_ASM(
       "{.reg .pred p; setp.ne.b32 p, %21, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
@@ -78,7 +79,7 @@ static __device__ inline void wg_mma_rows(float (&c)[4][4], const uint32_t (&a)[
 
 // c = [c +] a b, 64 columns; a, b: see wg_tile; b is stored [column][k].
 static __device__ inline void wg_mma(float (&c)[8][4], uint64_t a, uint64_t b, bool add) {
-  asm volatile(
+  SK_HOPPER_ASM(
       "{.reg .pred p; setp.ne.b32 p, %34, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "
@@ -90,7 +91,7 @@ static __device__ inline void wg_mma(float (&c)[8][4], uint64_t a, uint64_t b, b
 // The same with a in registers.
 static __device__ inline void wg_mma(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b,
                                      bool add) {
-  asm volatile(
+  SK_HOPPER_ASM(
       "{.reg .pred p; setp.ne.b32 p, %37, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "
@@ -101,7 +102,7 @@ static __device__ inline void wg_mma(float (&c)[8][4], const uint32_t (&a)[4], u
 }
 // c += a b, b stored [k][column].
 static __device__ inline void wg_mma_rows(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b) {
-  asm volatile(
+  SK_HOPPER_ASM(
       "{.reg .pred p; setp.ne.b32 p, %37, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "
@@ -113,7 +114,7 @@ static __device__ inline void wg_mma_rows(float (&c)[8][4], const uint32_t (&a)[
 
 // c = [c +] a b, 80 columns; a, b: see wg_tile; b is stored [column][k].
 static __device__ inline void wg_mma(float (&c)[10][4], uint64_t a, uint64_t b, bool add) {
-  asm volatile(
+  SK_HOPPER_ASM(
       "{.reg .pred p; setp.ne.b32 p, %42, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "
@@ -126,7 +127,7 @@ static __device__ inline void wg_mma(float (&c)[10][4], uint64_t a, uint64_t b, 
 
 // c = [c +] a b, 128 columns; a, b: see wg_tile; b is stored [column][k].
 static __device__ inline void wg_mma(float (&c)[16][4], uint64_t a, uint64_t b, bool add) {
-  asm volatile(
+  SK_HOPPER_ASM(
       "{.reg .pred p; setp.ne.b32 p, %66, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "
@@ -140,7 +141,7 @@ static __device__ inline void wg_mma(float (&c)[16][4], uint64_t a, uint64_t b, 
 // The same with a in registers.
 static __device__ inline void wg_mma(float (&c)[16][4], const uint32_t (&a)[4], uint64_t b,
                                      bool add) {
-  asm volatile(
+  SK_HOPPER_ASM(
       "{.reg .pred p; setp.ne.b32 p, %69, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "
@@ -153,7 +154,7 @@ static __device__ inline void wg_mma(float (&c)[16][4], const uint32_t (&a)[4], 
 }
 // c += a b, b stored [k][column].
 static __device__ inline void wg_mma_rows(float (&c)[16][4], const uint32_t (&a)[4], uint64_t b) {
-  asm volatile(
+  SK_HOPPER_ASM(
       "{.reg .pred p; setp.ne.b32 p, %69, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "

@@ -21,6 +21,7 @@ libsaker_a_SOURCES += \
 if CUDA
 libsaker_a_SOURCES += \
   kernels/cuda.c kernels/cuda.h \
+  kernels/cuda_arch.h \
   kernels/cuda_attention.cu \
   kernels/cuda_attention_grad.cu \
   kernels/cuda_attention_groups.cu \

@@ -11,7 +11,8 @@ AC_ARG_WITH([cuda], [AS_HELP_STRING([--with-cuda@<:@=DIR@:>@],
   [build for NVIDIA GPUs, with the CUDA toolkit in DIR (default: where nvidia-smi finds a GPU)])],
   [], [with_cuda=auto])
 AC_ARG_WITH([cuda-arch], [AS_HELP_STRING([--with-cuda-arch=LIST],
-  [GPU architectures to compile for, e.g. 90a,100a (default: 90a, Hopper)])], [], [with_cuda_arch=90a])
+  [GPU architectures to compile for, 80 or later, e.g. 80,90a (default: 90a, Hopper; all others, also 90,
+   compute bf16 attention and SSD by slower kernels)])], [], [with_cuda_arch=90a])
 AC_ARG_WITH([nccl], [AS_HELP_STRING([--with-nccl@<:@=DIR@:>@],
   [communicate between GPUs with NCCL (default: with CUDA)])], [], [with_nccl=auto])
 AC_ARG_WITH([cudnn], [AS_HELP_STRING([--with-cudnn@<:@=DIR@:>@],
@@ -68,11 +69,15 @@ sk_cuda_dir=$($NVCC -dryrun -c conftest.cu 2>&1 | sed -n 's/^#[$] TOP=//p')
 AS_IF([test -d "$sk_cuda_dir"], [sk_cuda_dir=$(cd "$sk_cuda_dir" && pwd)], [sk_cuda_dir=${NVCC%/bin/*}])
 ])
 
-# A kernel compiles, and a program with CUDA and cuBLASLt links.
+# A kernel compiles, and a program with CUDA and cuBLASLt links. What the kernels need of a GPU came with 80:
+# bf16, copies past the registers (cp.async), a warp's minimum in one instruction.
 AC_DEFUN([SK_CUDA_TRY], [
 AC_MSG_CHECKING([whether $NVCC compiles for $with_cuda_arch])
 cat >conftest.cu <<'EOF'
 #include <cuda_bf16.h>
+#if defined __CUDA_ARCH__ && __CUDA_ARCH__ < 800
+#error 80 is the oldest architecture that has what the kernels need
+#endif
 __global__ void k(float *x) { x[[threadIdx.x]] += 1; }
 void run(float *x) { k<<<1, 32>>>(x); }
 EOF
