@@ -207,6 +207,13 @@ static size_t cpu_total(sk_device *d) {
   return 0;
 }
 
+static bool cpu_threads(sk_device *d, int n) {
+  (void)d;
+  if (!sk_cpu_blas_threads(n)) return false;
+  omp_set_num_threads(n);
+  return true;
+}
+
 // To the nearest, ties to even; NaN stays NaN.
 static uint16_t to_bf16(float x) {
   uint32_t u;
@@ -300,6 +307,7 @@ const sk_ops sk_cpu_ops = {
     .event_share = cpu_event_share,
     .event_map = cpu_event_map,
     .total = cpu_total,
+    .threads = cpu_threads,
     .cast = cpu_cast,
     .gemm = sk_cpu_gemm,
     .gemm_choose = cpu_gemm_choose,

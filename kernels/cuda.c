@@ -382,6 +382,11 @@ static int cuda_gemm_choose(sk_device *d, int choice) {
   return sk_cuda_blas_choose(d->blas, choice);
 }
 
+static bool cuda_threads(sk_device *d, int n) {
+  (void)d, (void)n;
+  return false;
+}
+
 // ---- the table ----
 
 static const sk_ops ops = {
@@ -419,6 +424,7 @@ static const sk_ops ops = {
     .event_share = sk_cuda_event_share,
     .event_map = sk_cuda_event_map,
     .total = sk_cuda_total,
+    .threads = cuda_threads,
     .cast = sk_cuda_cast,
     .gemm = sk_cuda_gemm,
     .gemm_choose = cuda_gemm_choose,

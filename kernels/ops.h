@@ -144,6 +144,9 @@ typedef struct sk_ops {
   sk_event *(*event_map)(sk_device *, const sk_share *, sk_err *e);
   /* Bytes of the device's memory in all; 0 where there is no limit of its own (the CPU). */
   size_t (*total)(sk_device *);
+  /* Computes with n (> 0) of the host's threads from now on: whoever calls it has work for its cores. For between ops.
+   * false, and nothing changes: results might depend on the number, or the device does not compute on the host. */
+  bool (*threads)(sk_device *, int n);
 
   /* ---- arithmetic ---- */
   void (*cast)(sk_stream *, void *dst, sk_dtype to, const void *src, sk_dtype from, int64_t n);

@@ -127,6 +127,10 @@ static size_t plan_total(sk_device *d) {
   return 0;
 }
 
+static bool plan_threads(sk_device *d, int n) {
+  return false;
+}
+
 static void plan_cast(sk_stream *s, void *dst, sk_dtype to, const void *src, sk_dtype from,
                       int64_t n) {}
 
@@ -281,6 +285,7 @@ const sk_ops sk_plan_ops = {
     .event_share = plan_event_share,
     .event_map = plan_event_map,
     .total = plan_total,
+    .threads = plan_threads,
     .cast = plan_cast,
     .gemm = plan_gemm,
     .gemm_choose = plan_gemm_choose,
