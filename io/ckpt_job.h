@@ -51,16 +51,22 @@ enum { SK_CKPT_WORKERS = 4 };
 typedef struct sk_ckpt_threads {
   int writers, hashers; /* of each rank, 1 to SK_CKPT_WORKERS */
   double share;         /* of a writer's time in which it works; else it rests */
+  int own;              /* with which this rank computes meanwhile */
 } sk_ckpt_threads;
+
+/* With how many of its `own` (> 0) threads a rank computes while a checkpoint is written, where all ranks of the node
+ * together have `busy`: with all where these leave an eighth of the cores, one at least; else it steps aside with an
+ * eighth of its own, one at least, if it has more than one. */
+int sk_ckpt_aside(int cores, int busy, int own);
 
 /* For a node's ranks, of which `busy` threads compute meanwhile (0: all wait). Together they write by a quarter of its
  * cores, but no more than they leave less one, which hands data to the disk (while they hash it has little to do); one
  * of each rank at least. Where the ranks leave cores, but fewer than that, each writes for its share of the time; where
- * they leave none niceness does better. */
+ * they leave none niceness does better. `own` of the result is 0. */
 sk_ckpt_threads sk_ckpt_threads_of(int cores, int ranks, int busy);
-/* Collective. The same for this node; `busy` of this rank (another number on each). *first (may be NULL): it is the
- * first one of its node. */
-sk_ckpt_threads sk_ckpt_threads_beside(MPI_Comm comm, int busy, bool *first);
+/* Collective. The same for this node, where this rank computes with `own` threads (0: waits), or fewer if it can step
+ * aside; both may differ from rank to rank. *first (may be NULL): it is the first one of its node. */
+sk_ckpt_threads sk_ckpt_threads_beside(MPI_Comm comm, int own, bool aside, bool *first);
 
 /* Not collective. Seconds of a core that this thread has used. */
 double sk_ckpt_cpu_time(void);

@@ -70,7 +70,7 @@ static int form_make(MPI_Comm comm, const char *dir, const char *prefix, const c
   sk_ckpt_form *form = sk_calloc(1, sizeof *form);
   *out = NULL;
   form->n_file = n_file;
-  form->waiting = form->behind = sk_ckpt_threads_beside(comm, 0, &form->first_of_node);
+  form->waiting = form->behind = sk_ckpt_threads_beside(comm, 0, false, &form->first_of_node);
   form->file = sk_calloc((size_t)n_file, sizeof *form->file);
   snprintf(form->who, sizeof form->who, "%s-%ld", sk_host(), (long)getpid());
   SK_MPI(MPI_Bcast(form->who, sizeof form->who, MPI_CHAR, 0, comm));
@@ -107,8 +107,9 @@ void sk_ckpt_form_free(sk_ckpt_form *form) {
 
 int64_t sk_ckpt_form_bytes(const sk_ckpt_form *form, int k) { return form->file[k].size; }
 
-void sk_ckpt_form_beside(MPI_Comm comm, sk_ckpt_form *form, int threads) {
-  form->behind = sk_ckpt_threads_beside(comm, threads, NULL);
+int sk_ckpt_form_beside(MPI_Comm comm, sk_ckpt_form *form, int threads, bool aside) {
+  form->behind = sk_ckpt_threads_beside(comm, threads, aside, NULL);
+  return form->behind.own;
 }
 
 int sk_ckpt_form_writers(const sk_ckpt_form *form, bool behind) {

@@ -208,7 +208,7 @@ static void save_waiting(bench_io *s, int64_t at, sk_err *e) {
   sk_ckpt_result r;
   MPI_Barrier(s->b->comm);
   double begin = sk_now();
-  sk_ckpt_end(begin_save(s, at, false), &r, e);
+  sk_saver_end(s->saver, begin_save(s, at, false), &r, e);
   note(s, WAITING, sk_now() - begin);
 }
 
@@ -241,7 +241,7 @@ static void save_behind(bench_io *s, int64_t at, sk_err *e) {
     SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &idle, 1, MPI_INT, MPI_MIN, s->b->comm));
     if (idle) over = sk_ckpt_go_on(job);
   }
-  sk_ckpt_end(job, &r, e);
+  sk_saver_end(s->saver, job, &r, e);
   note(s, BEHIND, r.busy);
   quiet_steps(s);
 }

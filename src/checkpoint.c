@@ -80,6 +80,7 @@ struct sk_saver {
   file *file;
   sk_ckpt_file *part;
   sk_ckpt_form *form;
+  int threads, aside; /* that compute, and while a save goes on behind them */
 };
 
 static int64_t elements(const sk_param *p) {
@@ -138,8 +139,9 @@ int sk_saver_open(MPI_Comm comm, sk_engine *g, const char *run_dir, const char *
       }
       s->part[f] = parts(&s->file[f]);
     }
-    if (sk_ckpt_form_make(comm, run_dir, run_id, s->n_file, s->part, &s->form, e) == SK_OK) // a GPU is kept busy by one
-      sk_ckpt_form_beside(comm, s->form, strcmp(op->name, "cpu") == 0 ? omp_get_max_threads() : 1);
+    s->threads = strcmp(op->name, "cpu") == 0 ? omp_get_max_threads() : 1; // a GPU is kept busy by one
+    if (sk_ckpt_form_make(comm, run_dir, run_id, s->n_file, s->part, &s->form, e) == SK_OK)
+      s->aside = sk_ckpt_form_beside(comm, s->form, s->threads, op->threads(g->ctx.dev, s->threads));
   }
   if (e->code) sk_saver_close(s);
   else *out = s;
@@ -158,6 +160,11 @@ void sk_saver_close(sk_saver *s) {
 
 size_t sk_saver_bytes(const sk_saver *s) { return 3 * s->n * sizeof(float); }
 
+int sk_saver_threads(const sk_saver *s, int *own) {
+  *own = s->threads;
+  return s->aside;
+}
+
 int sk_saver_files(const sk_saver *s, const sk_ckpt_form **form) {
   *form = s->form;
   return s->n_file;
@@ -174,7 +181,14 @@ sk_ckpt_job *sk_saver_begin(sk_saver *s, const char *run_dir, const sk_ckpt_meta
   op->copy_host(g->ctx.st, s->host + s->n, g->opt.m, s->n * sizeof(float));
   op->copy_host(g->ctx.st, s->host + 2 * s->n, g->opt.v, s->n * sizeof(float));
   op->sync(g->ctx.st);
+  if (behind && s->aside < s->threads) op->threads(g->ctx.dev, s->aside);
   return sk_ckpt_begin(s->comm, run_dir, meta, s->form, s->part, behind, keep, keep_every);
+}
+
+int sk_saver_end(sk_saver *s, sk_ckpt_job *job, sk_ckpt_result *r, sk_err *e) {
+  sk_ckpt_end(job, r, e);
+  if (s->aside < s->threads) s->g->ctx.op->threads(s->g->ctx.dev, s->threads);
+  return e->code;
 }
 
 int sk_checkpoint_save(MPI_Comm comm, sk_engine *g, const char *run_dir, const sk_ckpt_meta *meta,
@@ -182,7 +196,7 @@ int sk_checkpoint_save(MPI_Comm comm, sk_engine *g, const char *run_dir, const s
   sk_saver *s;
   sk_ckpt_result r = {0};
   if (sk_saver_open(comm, g, run_dir, meta->run_id, 1, &s, e) == SK_OK)
-    sk_ckpt_end(sk_saver_begin(s, run_dir, meta, false, 0, 0), &r, e);
+    sk_saver_end(s, sk_saver_begin(s, run_dir, meta, false, 0, 0), &r, e);
   sk_saver_close(s);
   if (bytes) *bytes = e->code ? 0 : r.bytes;
   return e->code;

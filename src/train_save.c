@@ -43,7 +43,7 @@ static void conclude(sk_train *t, bool last, sk_err *e) {
   sk_err mine = {0};
   sk_ckpt_result r;
   double begin = sk_now();
-  sk_ckpt_end(t->job, &r, &mine);
+  sk_saver_end(t->saver, t->job, &r, &mine);
   t->job = NULL;
   double waits[2] = {t->stall + (t->async && !last ? 0 : sk_now() - begin), t->waited};
   SK_MPI(MPI_Allreduce(MPI_IN_PLACE, waits, 2, MPI_DOUBLE, MPI_MAX, t->grid.world));

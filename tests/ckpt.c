@@ -258,18 +258,37 @@ static void other_hdf5(void) {
   }
 }
 
+/* Ranks that compute with `own` threads each go on with `aside`, and the rest of the cores is for those that write. */
+static void steps_aside(void) {
+  static const struct {
+    int cores, ranks, own, aside, writers, hashers;
+    double share;
+  } of[] = {{16, 1, 14, 14, 1, 2, 1}, {16, 2, 7, 7, 1, 1, 0.5}, {16, 4, 3, 3, 1, 1, 0.75}, {16, 1, 1, 1, 4, 4, 1},
+            {16, 1, 15, 14, 1, 2, 1}, {16, 1, 16, 14, 1, 2, 1}, {16, 2, 8, 7, 1, 1, 0.5},  {16, 4, 4, 3, 1, 1, 0.75},
+            {16, 8, 2, 1, 1, 1, 0.875}, {16, 16, 1, 1, 1, 1, 1}, {16, 1, 32, 28, 1, 1, 1}, {32, 1, 32, 28, 3, 4, 1},
+            {4, 1, 4, 3, 1, 1, 1},    {2, 1, 2, 1, 1, 1, 1},    {2, 2, 1, 1, 1, 1, 1},     {1, 1, 1, 1, 1, 1, 1}};
+  for (size_t i = 0; i < sizeof of / sizeof *of; i++) {
+    int cores = of[i].cores, ranks = of[i].ranks, aside = sk_ckpt_aside(cores, ranks * of[i].own, of[i].own);
+    sk_ckpt_threads t = sk_ckpt_threads_of(cores, ranks, ranks * aside);
+    tap_ok(aside == of[i].aside && t.writers == of[i].writers && t.hashers == of[i].hashers && t.share == of[i].share,
+           "%d cores, %d ranks: %d of %d threads compute, %d write for %g of the time, %d hash", cores, ranks, aside,
+           of[i].own, t.writers, t.share, t.hashers);
+  }
+  tap_ok(sk_ckpt_aside(16, 16, 10) == 9 && sk_ckpt_aside(16, 16, 6) == 5, "10 threads and 6 beside: 9 and 5");
+}
+
 /* Threads that compute leave cores to those that write, one of each rank at least. */
 static void writers(void) {
   static const struct {
-    int cores, ranks, busy;
-    sk_ckpt_threads want;
-  } of[] = {{16, 1, 0, {4, 4, 1}},   {16, 1, 1, {4, 4, 1}},  {16, 1, 12, {3, 4, 1}}, {16, 1, 14, {1, 2, 1}},
-            {16, 1, 15, {1, 1, 1}},  {16, 1, 16, {1, 1, 1}}, {16, 2, 14, {1, 1, 0.5}}, {16, 4, 8, {1, 1, 1}},
-            {16, 4, 16, {1, 1, 1}},  {16, 8, 12, {1, 1, 0.375}}, {32, 2, 28, {1, 2, 1}}, {2, 1, 1, {1, 1, 1}},
-            {2, 2, 1, {1, 1, 0.5}}, {2, 8, 8, {1, 1, 1}},    {1, 1, 1, {1, 1, 1}},   {16, 1, 100000, {1, 1, 1}}};
+    int cores, ranks, busy, writers, hashers;
+    double share;
+  } of[] = {{16, 1, 0, 4, 4, 1},  {16, 1, 1, 4, 4, 1},      {16, 1, 12, 3, 4, 1}, {16, 1, 14, 1, 2, 1},
+            {16, 1, 15, 1, 1, 1}, {16, 1, 16, 1, 1, 1},     {16, 2, 14, 1, 1, 0.5}, {16, 4, 8, 1, 1, 1},
+            {16, 4, 16, 1, 1, 1}, {16, 8, 12, 1, 1, 0.375}, {32, 2, 28, 1, 2, 1}, {2, 1, 1, 1, 1, 1},
+            {2, 2, 1, 1, 1, 0.5}, {2, 8, 8, 1, 1, 1},       {1, 1, 1, 1, 1, 1},   {16, 1, 100000, 1, 1, 1}};
   for (size_t i = 0; i < sizeof of / sizeof *of; i++) {
-    sk_ckpt_threads t = sk_ckpt_threads_of(of[i].cores, of[i].ranks, of[i].busy), w = of[i].want;
-    tap_ok(t.writers == w.writers && t.hashers == w.hashers && t.share == w.share,
+    sk_ckpt_threads t = sk_ckpt_threads_of(of[i].cores, of[i].ranks, of[i].busy);
+    tap_ok(t.writers == of[i].writers && t.hashers == of[i].hashers && t.share == of[i].share,
            "%d cores, %d ranks, %d threads compute: %d write for %g of the time, %d hash", of[i].cores, of[i].ranks,
            of[i].busy, t.writers, t.share, t.hashers);
   }
@@ -285,12 +304,13 @@ static void writers(void) {
   SK_CHECK(sk_ckpt_form_make(MPI_COMM_WORLD, "m", run_id, 2, f, &form, &e) == SK_OK, "%s", e.msg);
   int waiting = sk_ckpt_form_writers(form, false);
   tap_ok(waiting >= 1 && sk_ckpt_form_writers(form, true) == waiting, "%d threads write", waiting);
-  sk_ckpt_form_beside(MPI_COMM_WORLD, form, 1);
-  int beside = sk_ckpt_form_writers(form, true);
-  tap_ok(beside >= 1 && beside <= waiting, "beside one that computes: %d", beside);
-  sk_ckpt_form_beside(MPI_COMM_WORLD, form, 100000);
-  tap_ok(sk_ckpt_form_writers(form, true) == 1 && sk_ckpt_form_writers(form, false) == waiting,
-         "beside more than there are cores: 1, and as many as before while all wait");
+  int own = sk_ckpt_form_beside(MPI_COMM_WORLD, form, 1, true), beside = sk_ckpt_form_writers(form, true);
+  tap_ok(own == 1 && beside >= 1 && beside <= waiting, "beside one that computes: %d", beside);
+  own = sk_ckpt_form_beside(MPI_COMM_WORLD, form, 100000, false);
+  tap_ok(own == 100000 && sk_ckpt_form_writers(form, true) == 1 && sk_ckpt_form_writers(form, false) == waiting,
+         "beside more than there are cores, which cannot step aside: 1, and as many as before while all wait");
+  own = sk_ckpt_form_beside(MPI_COMM_WORLD, form, 100000 + 8 * tap_rank, true);
+  tap_ok(own == 100000 - 12500 + 7 * tap_rank, "which can: %d are left", own);
   sk_ckpt_form_free(form);
 }
 
@@ -317,6 +337,6 @@ static void resting(void) {
 
 int main(int argc, char **argv) {
   static void (*const test[])(void) = {round_trips,   large_slab,   column_blocks, manifest,  forged_manifests,
-                                       damaged_files, verify_slabs, weights_only,  other_hdf5,    writers,   resting};
+                                       damaged_files, verify_slabs, weights_only,  other_hdf5,    steps_aside, writers, resting};
   return run_all(argc, argv, (int)(sizeof test / sizeof *test), test);
 }
