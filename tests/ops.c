@@ -475,6 +475,43 @@ static void test_threads(void) {
   omp_set_num_threads(before);
 }
 
+// Of products of all transpositions, alone and added to C.
+static uint64_t gemm_bits(int threads, const int64_t size[3], int64_t first) {
+  int64_t m = size[0], n = size[1], k = size[2];
+  uint64_t hash = 0;
+  SK_CHECK(g_op->threads(g_dev, threads) && omp_get_max_threads() == threads, "%d threads", threads);
+  g_count = first;
+  for (int t = 0; t < 8; t++) {
+    bool ta = t & 1, tb = t & 2;
+    mat A = ta ? input(k, m, m) : input(m, k, k + 3), B = tb ? input(n, k, k) : input(k, n, n + 1), C = input(m, n, n);
+    g_op->gemm(g_stream, ta, tb, m, n, k, t & 4 ? 1 : 0.37, A.f, A.ld, B.f, B.ld, t & 4 ? 1 : 0, C.f, C.ld, SK_F32);
+    hash = hash_bits(hash, (const mat *const[]){&C}, 1);
+    DROP(&A, &B, &C);
+  }
+  return hash;
+}
+
+static void test_gemm_threads(void) {
+  static const int64_t size[][3] = {{1, 300, 400},  {400, 1, 300},  {19, 35, 197},   {111, 23, 22},
+                                    {269, 19, 661}, {192, 256, 48}, {301, 259, 225}, {260, 320, 230}};
+  int before = omp_get_max_threads();
+  bool other = true;
+  if (!g_op->threads(g_dev, before)) {
+    tap_skip("this BLAS may not be told how many threads it has");
+    return;
+  }
+  for (size_t i = 0; i < sizeof size / sizeof *size; i++) {
+    const int64_t *s = size[i];
+    uint64_t one = gemm_bits(1, s, 1000);
+    bool same = gemm_bits(2, s, 1000) == one && gemm_bits(3, s, 1000) == one; // more of them spin for long on few cores
+    tap_ok(same, "gemm %d x %d x %d: the same bits with 1, 2 and 3 threads", (int)s[0], (int)s[1], (int)s[2]);
+    other = other && gemm_bits(1, s, 1001) != one;
+  }
+  tap_ok(other, "other inputs give other bits");
+  g_op->threads(g_dev, before);
+  tap_ok(!sk_plan_ops.threads(NULL, 1), "a device that does not compute on the host takes no threads");
+}
+
 int main(int argc, char **argv) {
   ops_start(&argc, &argv);
   test_table();
@@ -503,5 +540,6 @@ int main(int argc, char **argv) {
   test_adamw(1, false);
   test_adamw(1003, true);
   test_threads();
+  test_gemm_threads();
   return ops_stop();
 }
