@@ -54,7 +54,7 @@ void sk_cpu_blas_open(int threads, char *text, size_t size) {
 #endif
 }
 
-// BLIS's threads share rows and columns of C, never a sum; of other libraries that is not known.
+// BLIS's threads share rows and columns of C, never a sum, and see product; of others that is not known.
 bool sk_cpu_blas_threads(int threads) {
 #ifdef HAVE_BLIS
   if (getenv("BLIS_NUM_THREADS")) return false;
@@ -108,22 +108,24 @@ static bool small(int64_t m, int64_t n, int64_t k) {
   return m <= SMALL_WORK && n <= SMALL_WORK / m && k <= SMALL_WORK / (m * n);
 }
 
-// Of an odd number of rows or columns BLIS's kernels for small products (Haswell's and Zen's) compute the last one as a
-// matrix times a vector, and the order of its sums depends on where a thread's part begins. Those for large ones do not.
-static void product(bool ta, bool tb, int m, int n, int k, float alpha, const float *A, int lda, const float *B, int ldb,
-                    float beta, float *C, int ldc) {
+// Of an odd number of rows or columns BLIS's kernels for small products (Haswell's and Zen's)
+// compute the last one as a matrix times a vector, and the order of its sums depends on where a
+// thread's part begins. Those for large ones do not, and are no slower here.
+static void product(bool ta, bool tb, int m, int n, int k, float alpha, const float *A, int lda,
+                    const float *B, int ldb, float beta, float *C, int ldc) {
 #ifdef HAVE_BLIS
   if ((m | n) & 1) {
     rntm_t how;
     bli_rntm_init_from_global(&how);
     bli_rntm_disable_l3_sup(&how);
-    bli_sgemm_ex(ta ? BLIS_TRANSPOSE : BLIS_NO_TRANSPOSE, tb ? BLIS_TRANSPOSE : BLIS_NO_TRANSPOSE, m, n, k, &alpha,
-                 (float *)(uintptr_t)A, lda, 1, (float *)(uintptr_t)B, ldb, 1, &beta, C, ldc, 1, NULL, &how);
+    bli_sgemm_ex(ta ? BLIS_TRANSPOSE : BLIS_NO_TRANSPOSE, tb ? BLIS_TRANSPOSE : BLIS_NO_TRANSPOSE,
+                 m, n, k, &alpha, (float *)(uintptr_t)A, lda, 1, (float *)(uintptr_t)B, ldb, 1,
+                 &beta, C, ldc, 1, NULL, &how);
     return;
   }
 #endif
-  cblas_sgemm(CblasRowMajor, ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans, m, n, k, alpha, A, lda, B,
-              ldb, beta, C, ldc);
+  cblas_sgemm(CblasRowMajor, ta ? CblasTrans : CblasNoTrans, tb ? CblasTrans : CblasNoTrans, m, n, k,
+              alpha, A, lda, B, ldb, beta, C, ldc);
 }
 
 void sk_cpu_gemm(sk_stream *s, bool ta, bool tb, int64_t m, int64_t n, int64_t k, double alpha,
@@ -144,7 +146,8 @@ void sk_cpu_gemm(sk_stream *s, bool ta, bool tb, int64_t m, int64_t n, int64_t k
                ldc <= INT_MAX,
            "gemm: %lld x %lld x %lld does not fit the BLAS's 32-bit sizes", (long long)m,
            (long long)n, (long long)k);
-  product(ta, tb, (int)m, (int)n, (int)k, (float)alpha, A, (int)lda, B, (int)ldb, (float)beta, C, (int)ldc);
+  product(ta, tb, (int)m, (int)n, (int)k, (float)alpha, A, (int)lda, B, (int)ldb, (float)beta, C,
+          (int)ldc);
 }
 
 void sk_cpu_bias(sk_stream *s, void *y, int64_t ldy, const void *bias, double scale, int64_t n,

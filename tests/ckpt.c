@@ -336,7 +336,8 @@ static void resting(void) {
 }
 
 int main(int argc, char **argv) {
-  static void (*const test[])(void) = {round_trips,   large_slab,   column_blocks, manifest,  forged_manifests,
-                                       damaged_files, verify_slabs, weights_only,  other_hdf5,    steps_aside, writers, resting};
+  static void (*const test[])(void) = {round_trips,   large_slab,   column_blocks, manifest,   forged_manifests,
+                                       damaged_files, verify_slabs, weights_only,  other_hdf5, steps_aside,
+                                       writers,       resting};
   return run_all(argc, argv, (int)(sizeof test / sizeof *test), test);
 }

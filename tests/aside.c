@@ -1,0 +1,146 @@
+/* aside.c: ranks that leave no core compute with fewer threads while a checkpoint is written behind them, with all
+ * again afterwards, whatever came of it; and weights and losses do not show it. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "tests/on_grid.h"
+#include "io/ckpt_job.h"
+#include "io/fsutil.h"
+#include "src/checkpoint.h"
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { STEPS = 9, SAVED = 3 };
+
+static int own, aside; /* threads of this rank */
+
+/* What is left of a training: the steps' losses, weights and this rank's optimizer state; how many threads computed. */
+typedef struct outcome {
+  double loss[STEPS + 1];
+  float *state;
+  size_t n;
+  int threads[STEPS + 1], end;
+} outcome;
+
+static void keep(outcome *o, on_grid *at) {
+  sk_optim *opt = &at->engine.opt;
+  sk_ctx *ctx = &at->engine.ctx;
+  size_t w = (size_t)ctx->reg->count, s = (size_t)sk_optim_count(opt, ctx->reg);
+  o->n = w + 2 * s;
+  sk_optim_need(opt, ctx, -1); // the last step's weights may still be on their way
+  o->state = sk_malloc(o->n * sizeof *o->state);
+  memcpy(o->state, ctx->weights, w * sizeof *o->state);
+  memcpy(o->state + w, opt->m, s * sizeof *o->state);
+  memcpy(o->state + w + s, opt->v, s * sizeof *o->state);
+}
+
+static bool all(bool mine) {
+  SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &mine, 1, MPI_C_BOOL, MPI_LAND, MPI_COMM_WORLD));
+  return mine;
+}
+
+static bool same(const outcome *a, const outcome *b) {
+  return all(memcmp(a->loss, b->loss, sizeof a->loss) == 0 && a->n == b->n &&
+             memcmp(a->state, b->state, a->n * sizeof *a->state) == 0);
+}
+
+/* Collective. A few steps of data-parallel training in RUN, with a checkpoint of step SAVED that is over before step
+ * `end`. */
+static outcome train(const char *run, bool behind, int end, sk_err *e) {
+  sk_config c;
+  on_grid o;
+  batch k;
+  outcome out = {0};
+  sk_saver *s;
+  sk_ckpt_job *job = NULL;
+  sk_ckpt_result r;
+  sk_ckpt_meta meta = {.run_id = "aside", .step = SAVED, .grid = {1, tap_size, 1, 1},
+                       .deck = (char *)(uintptr_t)"run: {}"};
+  double norm;
+  small_config(&c, 2, (const char *const[]){"P-", "P-"});
+  c.data.sequence = 37;
+  c.train.global_batch = 2 * tap_size;
+  c.train.micro_batch = 2;
+  c.optimizer.lr = 1e-2, c.optimizer.eps = 1e-8, c.optimizer.clip = 1;
+  c.optimizer.betas[0] = 0.9, c.optimizer.betas[1] = 0.95;
+  omp_set_num_threads(own);
+  const int n[SK_NAXES] = {[SK_TP] = 1, [SK_CP] = 1, [SK_PP] = 1, [SK_DP] = tap_size};
+  SK_CHECK(on_grid_open(&o, &c, n), "%s has room for all", grid_text(n));
+  sk_engine_init(&o.engine);
+  batch_create(&k, &c, 5);
+  SK_CHECK(sk_saver_open(MPI_COMM_WORLD, &o.engine, run, "aside", 1, &s, e) == SK_OK, "%s", e->msg);
+  aside = sk_saver_threads(s, &out.end);
+  SK_CHECK(out.end == own, "%d threads are %d", own, out.end);
+  for (int step = 1; step <= STEPS; step++) {
+    if (step == end) sk_saver_end(s, job, &r, e);
+    out.threads[step] = omp_get_max_threads();
+    out.loss[step] = on_grid_step(&o, step, &k, &norm);
+    if (step > SAVED && step < end) sk_ckpt_go_on(job);
+    if (step == SAVED) job = sk_saver_begin(s, run, &meta, behind, 0, 0);
+  }
+  out.end = omp_get_max_threads();
+  keep(&out, &o);
+  sk_saver_close(s);
+  batch_free(&k);
+  on_grid_close(&o);
+  sk_free(c.layer);
+  return out;
+}
+
+/* Fewer threads in the steps after SAVED and before `end`, all in the others. */
+static bool steps_aside(const outcome *o, int end) {
+  bool ok = o->end == own;
+  for (int step = 1; step <= STEPS; step++) ok = ok && o->threads[step] == (step > SAVED && step < end ? aside : own);
+  return all(ok);
+}
+
+static void tests(void) {
+  sk_err e = {0};
+  outcome waiting = train("waiting", false, SAVED + 1, &e);
+  tap_ok(!e.code && steps_aside(&waiting, SAVED + 1), "training waits: %d threads in every step %s", own, e.msg);
+  bool can = sk_cpu_ops.threads(NULL, own);
+  int cores = omp_get_num_procs(), want = can ? sk_ckpt_aside(cores, tap_size * own, own) : own;
+  tap_ok(all(aside == want && (!can || aside < own)), "%d ranks of %d threads on %d cores: %d go on", tap_size,
+         own, cores, aside);
+  for (int end = SAVED + 2; end <= STEPS; end += 4) {
+    char *run = sk_strf("behind-%d", end);
+    outcome behind = train(run, true, end, &e);
+    tap_ok(!e.code && steps_aside(&behind, end), "behind training: %d in steps %d to %d %s", aside, SAVED + 1,
+           end - 1, e.msg);
+    tap_ok(same(&behind, &waiting), "and the same losses, weights and moments, bit for bit");
+    sk_free(behind.state);
+    sk_free(run);
+  }
+  if (tap_rank == 0) sk_fs_mkdirs("failed/checkpoints", &e);
+  if (tap_rank == 0) sk_fs_write("failed/checkpoints/step-00000003", "in the way", 10, false, &e);
+  SK_CHECK(e.code == SK_OK, "%s", e.msg);
+  outcome failed = train("failed", true, STEPS, &e);
+  tap_ok(e.code == SK_FAILED && steps_aside(&failed, STEPS) && same(&failed, &waiting),
+         "a save that fails: likewise (%s)", e.msg);
+  e = (sk_err){0};
+  setenv("BLIS_NUM_THREADS", "1", 1);
+  outcome chosen = train("chosen", true, STEPS, &e);
+  unsetenv("BLIS_NUM_THREADS");
+  tap_ok(!e.code && aside == own && steps_aside(&chosen, STEPS) && same(&chosen, &waiting),
+         "BLIS_NUM_THREADS set: all compute");
+  sk_free(waiting.state);
+  sk_free(failed.state);
+  sk_free(chosen.state);
+}
+
+int main(int argc, char **argv) {
+  char dir[512];
+  tap_init(&argc, &argv);
+  const char *tmp = getenv("TMPDIR");
+  snprintf(dir, sizeof dir, "%s/saker-aside-XXXXXX", tmp && tmp[0] ? tmp : "/tmp");
+  if (tap_rank == 0) SK_CHECK(mkdtemp(dir), "cannot make a temporary folder");
+  SK_MPI(MPI_Bcast(dir, sizeof dir, MPI_CHAR, 0, MPI_COMM_WORLD));
+  SK_CHECK(chdir(dir) == 0, "cannot enter %s", dir);
+  int cores = omp_get_num_procs();
+  own = (cores + tap_size - 1) / tap_size > 1 ? (cores + tap_size - 1) / tap_size : 2;
+  tests();
+  SK_MPI(MPI_Barrier(MPI_COMM_WORLD));
+  if (tap_rank == 0) sk_fs_remove(dir);
+  return tap_done();
+}
