@@ -85,8 +85,8 @@ void sk_ckpt_form_free(sk_ckpt_form *form);
 /* Bytes of file k. */
 int64_t sk_ckpt_form_bytes(const sk_ckpt_form *form, int k);
 /* Collective. So many threads of this rank compute; aside: fewer can while a save goes on behind them. Returns with how
- * many to compute then: with fewer where all would leave too few cores to those that write. As the ranks then leave
- * cores, threads write, or for a part of the time. */
+ * many to compute then: fewer where all would leave too few cores to those that write. Where the ranks still leave few,
+ * fewer threads write, or for a part of the time. */
 int sk_ckpt_form_beside(MPI_Comm comm, sk_ckpt_form *form, int threads, bool aside);
 /* How many threads of each rank write, behind computing ones or while all wait: chosen by the node's cores; tests set
  * another number (at most 4) for both, and in which share of the time they write behind computing ones. */
