@@ -2,11 +2,11 @@
 # sanitize.sh [DEVICE_TEST]: compute-sanitizer's racecheck and memcheck on every trial of every op of tests/device.1, in
 # both types, four at a time. One line for each; a run that is cut off or has fewer trials than the plain one fails.
 # For a machine with a GPU: `make check-sanitizer`. SSD backward and fp32 attention take minutes under racecheck.
-# SANITIZER_SECONDS: of one run at most (900).
+# SANITIZER_SECONDS: of one run at most (1800).
 set -u
 device=$(realpath "${1:-${SAKER_BUILDDIR:-.}/tests/device.1}")
 sanitizer=${SANITIZER:-$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)}
-limit=${SANITIZER_SECONDS:-900} most=1000000000000 # elements of a trial: no limit
+limit=${SANITIZER_SECONDS:-1800} most=1000000000000 # elements of a trial: no limit
 groups=("ssd_grad" "ssd ssd_state ssd_state_grad" "attention attention_grad" "conv conv_grad"
   "rmsnorm rmsnorm_grad rope dt dt_grad swiglu swiglu_grad" "gate gate_grad gate_stats gate_grad_stats"
   "xent_stats xent_merge xent_grad embed embed_grad bias bias_grad add, sum sqnorm adamw fade_add")
