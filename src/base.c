@@ -131,6 +131,13 @@ double sk_now(void) {
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+static int by_value(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+void sk_sort(double *x, int64_t n) { qsort(x, (size_t)n, sizeof *x, by_value); }
+
 bool sk_mul(int64_t a, int64_t b, int64_t *out) {
   if (a < 0 || b < 0 || (b && a > INT64_MAX / b)) return false;
   *out = a * b;

@@ -74,6 +74,9 @@ char *sk_strf(const char *fmt, ...) SK_PRINTF(1, 2);
 /* Seconds since some fixed moment, monotonic. */
 double sk_now(void);
 
+/* Ascending, in place; no NaN. */
+void sk_sort(double *x, int64_t n);
+
 /* a * b for sizes that come from files: false when it would exceed INT64_MAX or an input is < 0. */
 bool sk_mul(int64_t a, int64_t b, int64_t *out);
 

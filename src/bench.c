@@ -6,7 +6,6 @@
 #include <getopt.h>
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 #include <commit.h> // made by make
@@ -109,11 +108,6 @@ json_t *sk_bench_result(sk_bench *b, const char *what, const char *device) {
   return o;
 }
 
-static int by_value(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
 static double run_many(sk_stream *st, const sk_ops *op, int64_t calls, void (*run)(void *), void *arg) {
   op->sync(st);
   double begin = sk_now();
@@ -128,7 +122,7 @@ double sk_bench_time(const sk_bench *b, sk_stream *st, void (*run)(void *arg), v
   int64_t calls = once > 0 ? (int64_t)(b->sample / once) : 1;
   if (calls < 1) calls = 1;
   for (int64_t i = 0; i < b->repeat; i++) each[i] = run_many(st, b->op, calls, run, arg);
-  qsort(each, (size_t)b->repeat, sizeof *each, by_value);
+  sk_sort(each, b->repeat);
   double median = each[b->repeat / 2];
   sk_free(each);
   return median;
@@ -147,7 +141,7 @@ void sk_bench_rounds(const sk_bench *b, sk_stream *st, double sample, sk_bench_w
     }
   }
   for (int i = 0; i < n; i++) {
-    qsort(s + i * rounds, (size_t)rounds, sizeof *s, by_value);
+    sk_sort(s + i * rounds, rounds);
     way[i].s = s[i * rounds + rounds / 2];
   }
   sk_free(s);

@@ -43,15 +43,10 @@ static void note(bench_io *s, int kind, double seconds) {
   s->each[kind][s->n[kind]++] = seconds;
 }
 
-static int by_value(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
 /* Part 0.5 is the median, 0.25 and 0.75 are the quartiles. */
 static double quantile(bench_io *s, int kind, double part) {
   if (!s->n[kind]) return 0;
-  qsort(s->each[kind], (size_t)s->n[kind], sizeof *s->each[kind], by_value);
+  sk_sort(s->each[kind], s->n[kind]);
   return s->each[kind][(int)(part * s->n[kind])];
 }
 

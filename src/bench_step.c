@@ -43,11 +43,6 @@ static double one_step(state *s, const sk_config *c, int64_t t) {
   return norm;
 }
 
-static int by_value(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
 /* Seconds of a step: the median over b->repeat steps, of the slowest rank. */
 static double measure(sk_bench *b, state *s) {
   double *each = sk_calloc((size_t)b->repeat, sizeof *each), norm = 0;
@@ -63,7 +58,7 @@ static double measure(sk_bench *b, state *s) {
   s->engine.ctx.timer = NULL;
   SK_CHECK(isfinite(norm), "the gradient is not finite");
   SK_MPI(MPI_Allreduce(MPI_IN_PLACE, each, (int)b->repeat, MPI_DOUBLE, MPI_MAX, s->grid.world));
-  qsort(each, (size_t)b->repeat, sizeof *each, by_value);
+  sk_sort(each, b->repeat);
   double median = each[b->repeat / 2];
   sk_free(each);
   return median;

@@ -4,7 +4,6 @@
 #include "src/train.h"
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
 
@@ -111,17 +110,12 @@ int sk_train_check_replicas(sk_train *t, sk_err *e) {
 
 /* ---- stragglers ---- */
 
-static int by_value(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
 /* The median of the ranks that have the same work: of one stage where it has three or more, else of all. */
 static double median_of_peers(const sk_train *t, int rank, double *scratch) {
   int stage = t->grid.size / t->grid.n[SK_PP], first = rank / stage * stage;
   if (stage < 3) first = 0, stage = t->grid.size;
   memcpy(scratch, t->busy + first, (size_t)stage * sizeof *scratch);
-  qsort(scratch, (size_t)stage, sizeof *scratch, by_value);
+  sk_sort(scratch, stage);
   return scratch[(stage - 1) / 2];
 }
 
