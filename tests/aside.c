@@ -3,6 +3,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "tests/folder.h"
 #include "tests/on_grid.h"
 #include "io/ckpt_job.h"
 #include "io/fsutil.h"
@@ -130,17 +131,11 @@ static void tests(void) {
 }
 
 int main(int argc, char **argv) {
-  char dir[512];
   tap_init(&argc, &argv);
-  const char *tmp = getenv("TMPDIR");
-  snprintf(dir, sizeof dir, "%s/saker-aside-XXXXXX", tmp && tmp[0] ? tmp : "/tmp");
-  if (tap_rank == 0) SK_CHECK(mkdtemp(dir), "cannot make a temporary folder");
-  SK_MPI(MPI_Bcast(dir, sizeof dir, MPI_CHAR, 0, MPI_COMM_WORLD));
-  SK_CHECK(chdir(dir) == 0, "cannot enter %s", dir);
+  folder_enter("aside");
   int cores = omp_get_num_procs();
   own = (cores + tap_size - 1) / tap_size > 1 ? (cores + tap_size - 1) / tap_size : 2;
   tests();
-  SK_MPI(MPI_Barrier(MPI_COMM_WORLD));
-  if (tap_rank == 0) sk_fs_remove(dir);
+  folder_remove();
   return tap_done();
 }

@@ -5,7 +5,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include "tests/tap.h"
+#include "tests/folder.h"
 #include "io/ckpt.h"
 #include "io/fsutil.h"
 #include <stdlib.h>
@@ -201,17 +201,11 @@ static void hurt(const char *path, int how) {
 
 /* Runs the tests in a private folder that holds one checkpoint, `whole`; returns the program's exit status. */
 static int run_all(int argc, char **argv, int n, void (*const test[])(void)) {
-  char dir[512];
   tap_init(&argc, &argv);
-  const char *tmp = getenv("TMPDIR");
-  snprintf(dir, sizeof dir, "%s/saker-ckpt-XXXXXX", tmp && tmp[0] ? tmp : "/tmp");
-  if (tap_rank == 0) SK_CHECK(mkdtemp(dir), "cannot make a temporary folder");
-  SK_MPI(MPI_Bcast(dir, sizeof dir, MPI_CHAR, 0, MPI_COMM_WORLD));
-  SK_CHECK(chdir(dir) == 0, "cannot enter %s", dir);
+  folder_enter("ckpt");
   must_save("m", 3, UNEVEN, 2);
   for (int i = 0; i < n; i++) test[i]();
-  meet();
-  if (tap_rank == 0) sk_fs_remove(dir);
+  folder_remove();
   return tap_done();
 }
 #endif

@@ -6,7 +6,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include "tests/tap.h"
+#include "tests/folder.h"
 #include "io/ckpt.h"
 #include "io/fsutil.h"
 #include "io/manifest.h"
@@ -245,18 +245,12 @@ static void strangers(void) {
 }
 
 int main(int argc, char **argv) {
-  char dir[512];
   tap_init(&argc, &argv);
   H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
-  const char *tmp = getenv("TMPDIR");
-  snprintf(dir, sizeof dir, "%s/saker-damage-XXXXXX", tmp && tmp[0] ? tmp : "/tmp");
-  if (tap_rank == 0) SK_CHECK(mkdtemp(dir), "cannot make a temporary folder");
-  SK_MPI(MPI_Bcast(dir, sizeof dir, MPI_CHAR, 0, MPI_COMM_WORLD));
-  SK_CHECK(chdir(dir) == 0, "cannot enter %s", dir);
+  folder_enter("damage");
   save();
   if (tap_size == 1) spoil();
   strangers();
-  meet();
-  if (tap_rank == 0) sk_fs_remove(dir);
+  folder_remove();
   return tap_done();
 }

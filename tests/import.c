@@ -5,7 +5,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include "tests/tap.h"
+#include "tests/folder.h"
 #include "io/fsutil.h"
 #include "io/tokens.h"
 #include "io/tokens_import.h"
@@ -298,19 +298,13 @@ static void bad_others(void) {
 }
 
 int main(int argc, char **argv) {
-  char dir[512];
   tap_init(&argc, &argv);
-  const char *tmp = getenv("TMPDIR");
-  snprintf(dir, sizeof dir, "%s/saker-import-XXXXXX", tmp && tmp[0] ? tmp : "/tmp");
-  if (tap_rank == 0) SK_CHECK(mkdtemp(dir), "cannot make a temporary folder");
-  SK_MPI(MPI_Bcast(dir, sizeof dir, MPI_CHAR, 0, MPI_COMM_WORLD));
-  SK_CHECK(chdir(dir) == 0, "cannot enter %s", dir);
+  folder_enter("import");
   good();
   SK_MPI(MPI_Barrier(MPI_COMM_WORLD));
   if (tap_rank == 0) unlink("out.h5");
   bad_index();
   bad_others();
-  SK_MPI(MPI_Barrier(MPI_COMM_WORLD));
-  if (tap_rank == 0) sk_fs_remove(dir);
+  folder_remove();
   return tap_done();
 }

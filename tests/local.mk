@@ -38,12 +38,12 @@ check_PROGRAMS += \
   tests/timeline.3 \
   tests/transport.2 tests/transport.3
 
-tests_aside_1_SOURCES = tests/aside.c tests/on_grid.h tests/small_model.h tests/tap.h
+tests_aside_1_SOURCES = tests/aside.c tests/on_grid.h tests/small_model.h tests/tap.h tests/folder.h
 tests_aside_2_SOURCES = $(tests_aside_1_SOURCES)
-tests_ckpt_1_SOURCES = tests/ckpt.c tests/ckpt_case.h tests/tap.h
+tests_ckpt_1_SOURCES = tests/ckpt.c tests/ckpt_case.h tests/tap.h tests/folder.h
 tests_ckpt_2_SOURCES = $(tests_ckpt_1_SOURCES)
 tests_ckpt_3_SOURCES = $(tests_ckpt_1_SOURCES)
-tests_ckpt_keep_1_SOURCES = tests/ckpt_keep.c tests/ckpt_case.h tests/tap.h
+tests_ckpt_keep_1_SOURCES = tests/ckpt_keep.c tests/ckpt_case.h tests/tap.h tests/folder.h
 tests_ckpt_keep_2_SOURCES = $(tests_ckpt_keep_1_SOURCES)
 tests_ckpt_keep_3_SOURCES = $(tests_ckpt_keep_1_SOURCES)
 tests_comm_1_SOURCES = tests/comm.c tests/tap.h
@@ -57,7 +57,7 @@ tests_convert_1_SOURCES = tests/convert.c tests/hf_folder.h tests/tap.h
 tests_convert_3_SOURCES = $(tests_convert_1_SOURCES)
 tests_cudnn_1_SOURCES = tests/cudnn.c tests/device_check.c tests/device_check.h tests/device_tap.h tests/small_model.h \
   tests/tap.h
-tests_damage_1_SOURCES = tests/damage.c tests/tap.h
+tests_damage_1_SOURCES = tests/damage.c tests/tap.h tests/folder.h
 tests_damage_3_SOURCES = $(tests_damage_1_SOURCES)
 tests_data_1_SOURCES = tests/data.c tests/tap.h
 tests_data_2_SOURCES = $(tests_data_1_SOURCES)
@@ -72,7 +72,7 @@ tests_golden_1_SOURCES = tests/golden.c tests/tap.h
 tests_grid_1_SOURCES = tests/grid.c tests/tap.h
 tests_grid_4_SOURCES = $(tests_grid_1_SOURCES)
 tests_grid_8_SOURCES = $(tests_grid_1_SOURCES)
-tests_import_1_SOURCES = tests/import.c tests/tap.h
+tests_import_1_SOURCES = tests/import.c tests/tap.h tests/folder.h
 tests_import_3_SOURCES = $(tests_import_1_SOURCES)
 tests_layout_1_SOURCES = tests/layout.c tests/small_model.h tests/tap.h
 tests_model_1_SOURCES = tests/model.c tests/small_model.h tests/tap.h
@@ -86,17 +86,17 @@ tests_overlap_4_SOURCES = tests/overlap.c tests/on_grid.h tests/small_model.h te
 tests_parity_8_SOURCES = tests/parity.c tests/parity.h tests/parity_cases.c tests/parity_run.c \
   tests/on_grid.h tests/small_model.h tests/tap.h
 tests_plan_8_SOURCES = tests/plan.c tests/on_grid.h tests/small_model.h tests/tap.h
-tests_policy_2_SOURCES = tests/policy.c tests/tap.h
+tests_policy_2_SOURCES = tests/policy.c tests/tap.h tests/folder.h
 tests_policy_2_LDFLAGS = $(AM_LDFLAGS) -Wl,--wrap=sk_engine_step -Wl,--wrap=sk_engine_take_loss
 tests_reshard_8_SOURCES = tests/reshard.c tests/on_grid.h tests/small_model.h tests/tap.h
-tests_rundir_1_SOURCES = tests/rundir.c tests/tap.h
+tests_rundir_1_SOURCES = tests/rundir.c tests/tap.h tests/folder.h
 tests_rundir_2_SOURCES = $(tests_rundir_1_SOURCES)
 tests_safetensors_1_SOURCES = tests/safetensors.c tests/hf_folder.h tests/tap.h
 tests_safetensors_3_SOURCES = $(tests_safetensors_1_SOURCES)
 tests_schedule_1_SOURCES = tests/schedule.c tests/schedule_sim.h tests/tap.h
 tests_ssd_1_SOURCES = tests/ssd.c tests/ops_check.h tests/ref_mamba.c tests/ref_mamba.h tests/tap.h
 tests_tokenizer_1_SOURCES = tests/tokenizer.c tests/tap.h
-tests_tokens_1_SOURCES = tests/tokens.c tests/tap.h
+tests_tokens_1_SOURCES = tests/tokens.c tests/tap.h tests/folder.h
 tests_tokens_2_SOURCES = $(tests_tokens_1_SOURCES)
 tests_tokens_4_SOURCES = $(tests_tokens_1_SOURCES)
 tests_timeline_3_SOURCES = tests/timeline.c tests/tap.h

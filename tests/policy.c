@@ -4,7 +4,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include "tests/tap.h"
+#include "tests/folder.h"
 #include "io/fsutil.h"
 #include "io/tokens.h"
 #include "src/train.h"
@@ -237,15 +237,10 @@ static void spikes(void) {
 }
 
 int main(int argc, char **argv) {
-  char dir[512];
   sk_err e = {0};
   tap_init(&argc, &argv);
   SK_CHECK(tap_size == 2, "2 ranks are needed");
-  const char *tmp = getenv("TMPDIR");
-  snprintf(dir, sizeof dir, "%s/saker-policy-XXXXXX", tmp && tmp[0] ? tmp : "/tmp");
-  if (tap_rank == 0) SK_CHECK(mkdtemp(dir), "cannot make a temporary folder");
-  SK_MPI(MPI_Bcast(dir, sizeof dir, MPI_CHAR, 0, MPI_COMM_WORLD));
-  SK_CHECK(chdir(dir) == 0, "cannot enter %s", dir);
+  folder_enter("policy");
   deck();
   recording = true;
   tap_ok(train("good", "stop", NULL, NONE, 0, 0, &e) == SK_OK, "24 steps without trouble %s", e.msg);
@@ -256,7 +251,6 @@ int main(int argc, char **argv) {
   reruns();
   rollbacks();
   spikes();
-  SK_MPI(MPI_Barrier(MPI_COMM_WORLD));
-  if (tap_rank == 0) sk_fs_remove(dir);
+  folder_remove();
   return tap_done();
 }

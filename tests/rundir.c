@@ -5,7 +5,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include "tests/tap.h"
+#include "tests/folder.h"
 #include "io/fsutil.h"
 #include "io/run.h"
 #include <errno.h>
@@ -571,17 +571,11 @@ static void gnuplot(void) {
 int main(int argc, char **argv) {
   static void (*const test[])(void) = {folder, unwritable, lock_is_mine, lock_is_taken, stale_locks,
                                        status, metrics, numbers, torn_lines, left_over, full_disk, drawing, gnuplot};
-  char dir[512];
   tap_init(&argc, &argv);
-  const char *tmp = getenv("TMPDIR");
-  snprintf(dir, sizeof dir, "%s/saker-rundir-XXXXXX", tmp && tmp[0] ? tmp : "/tmp");
-  if (tap_rank == 0) SK_CHECK(mkdtemp(dir), "cannot make a temporary folder");
-  SK_MPI(MPI_Bcast(dir, sizeof dir, MPI_CHAR, 0, MPI_COMM_WORLD));
-  SK_CHECK(chdir(dir) == 0, "cannot enter %s", dir);
+  folder_enter("rundir");
   shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   SK_CHECK(shared != MAP_FAILED, "no shared memory");
   for (size_t i = 0; i < sizeof test / sizeof *test; i++) test[i]();
-  meet();
-  if (tap_rank == 0) sk_fs_remove(dir);
+  folder_remove();
   return tap_done();
 }

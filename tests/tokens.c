@@ -4,7 +4,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include "tests/tap.h"
+#include "tests/folder.h"
 #include "io/fsutil.h"
 #include "io/h5.h"
 #include "io/tokens.h"
@@ -584,15 +584,9 @@ int main(int argc, char **argv) {
   static void (*const test[])(void) = {building, large, broken_lines, refused_texts, full_disk, reading,
                                        printed, damaged_files, wrong_attributes, wrong_datasets,
                                        vocabulary};
-  char dir[512];
   tap_init(&argc, &argv);
-  const char *tmp = getenv("TMPDIR");
-  snprintf(dir, sizeof dir, "%s/saker-tokens-XXXXXX", tmp && tmp[0] ? tmp : "/tmp");
-  if (tap_rank == 0) SK_CHECK(mkdtemp(dir), "cannot make a temporary folder");
-  SK_MPI(MPI_Bcast(dir, sizeof dir, MPI_CHAR, 0, MPI_COMM_WORLD));
-  SK_CHECK(chdir(dir) == 0, "cannot enter %s", dir);
+  folder_enter("tokens");
   for (size_t i = 0; i < sizeof test / sizeof *test; i++) test[i]();
-  meet();
-  if (tap_rank == 0) sk_fs_remove(dir);
+  folder_remove();
   return tap_done();
 }
