@@ -35,6 +35,7 @@ libsaker_a_SOURCES += \
   src/layout.c src/layout.h \
   src/linear.c src/linear.h \
   src/lr.c src/lr.h \
+  src/mapped.c src/mapped.h \
   src/mamba.c src/mamba.h \
   src/mamba_cp.c \
   src/model.c src/model.h \

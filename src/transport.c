@@ -159,19 +159,6 @@ static bool move(sk_group *g, sk_ticket *t) {
 
 // ---- the protocol ----
 
-// The receiver's memory in this process.
-static void *map_memory(sk_group *g, link *l, const sk_share *at) {
-  sk_err e = {0};
-  for (int i = 0; i < l->n_map; i++)
-    if (memcmp(l->map[i].at.handle, at->handle, sizeof at->handle) == 0)
-      return l->map[i].base + at->offset;
-  l->map = sk_realloc(l->map, (size_t)(l->n_map + 1) * sizeof *l->map);
-  char *base = g->op->map(g->dev, at, &e);
-  SK_CHECK(base, "%s", e.msg);
-  l->map[l->n_map++] = (mapped){*at, base};
-  return base + at->offset;
-}
-
 // The message's receiver has said READY.
 static void start_send(sk_group *g, sk_ticket *t, const control *c) {
   link *l = t->link;
@@ -186,7 +173,7 @@ static void start_send(sk_group *g, sk_ticket *t, const control *c) {
   g->op->wait(l->out, t->before);
   if (l->how == SK_TRANSPORT_IPC) {
     g->op->wait(l->out, s->its_freed);
-    if (t->bytes) g->op->copy(l->out, map_memory(g, l, &c->at), t->data, t->bytes);
+    if (t->bytes) g->op->copy(l->out, sk_mapped_at(&l->memory, g->op, g->dev, &c->at), t->data, t->bytes);
     g->op->record(s->its_done, l->out);
   } else {
     sk_nccl_pair_send(l->to, l->out, t->data, t->bytes);
@@ -239,6 +226,27 @@ static void progress(sk_group *g) {
     if (!move(g, t)) g->moving[kept++] = t;
   }
   g->n_moving = kept;
+}
+
+// ---- all groups that are open ----
+
+static sk_group *g_open;
+
+void sk_transport_enlist(sk_group *g) {
+  g->next = g_open;
+  g_open = g;
+}
+
+void sk_transport_strike(sk_group *g) {
+  for (sk_group **at = &g_open; *at; at = &(*at)->next)
+    if (*at == g) {
+      *at = g->next;
+      return;
+    }
+}
+
+void sk_transport_serve(void) {
+  for (sk_group *g = g_open; g; g = g->next) progress(g);
 }
 
 // ---- the table ----

@@ -32,6 +32,10 @@ enum { SK_TRANSPORT_OPEN = 16 };
  * where what was asked for does not work between two neighbours; auto then takes the next. */
 const sk_comm_ops *sk_transport_table(int transport);
 
+/* Does whatever the messages of all open groups need now, without waiting: for a rank whose host waits for another's
+ * outside of them, which may itself wait for a message. */
+void sk_transport_serve(void);
+
 /* How this rank's links to the ranks before and after it go: links[] counts them by transport (ipc,
  * mpi, nccl). The group is one of these tables'. */
 void sk_transport_links(const sk_group *g, int links[SK_NTRANSPORTS]);

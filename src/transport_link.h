@@ -2,6 +2,7 @@
  * transport_open.c (opening, choosing, closing). */
 #ifndef SK_TRANSPORT_LINK_H
 #define SK_TRANSPORT_LINK_H
+#include "src/mapped.h"
 #include "src/transport.h"
 
 enum { SLOTS = SK_TRANSPORT_OPEN };
@@ -31,11 +32,6 @@ typedef struct slot {
   sk_event *its_freed, *its_done;
 } slot;
 
-typedef struct mapped {
-  sk_share at;
-  char *base;
-} mapped;
-
 /* One rank that messages are exchanged with. */
 typedef struct link {
   int peer, how; /* SK_TRANSPORT_IPC, MPI or NCCL */
@@ -44,8 +40,7 @@ typedef struct link {
   sk_ticket *sends;      /* without a READY yet, oldest first */
   control ready[SLOTS];  /* READYs without a send yet, oldest first */
   int n_ready;
-  mapped *map; /* ipc: the peer's memory */
-  int n_map;
+  sk_mapped memory; /* ipc: the peer's */
   sk_nccl_pair *to, *from; /* nccl */
 } link;
 
@@ -66,6 +61,7 @@ struct sk_ticket {
 };
 
 struct sk_group {
+  sk_group *next; /* among those that are open */
   const sk_ops *op;
   sk_device *dev;
   int rank, size, n_links, open;
@@ -81,6 +77,9 @@ struct sk_group {
 
 /* transport.c: one more piece of pinned memory in the pool. */
 void sk_transport_add_pin(sk_group *g);
+/* transport.c: sk_transport_serve serves the group from now on; no longer (if it did). */
+void sk_transport_enlist(sk_group *g);
+void sk_transport_strike(sk_group *g);
 
 /* transport_open.c: open and close of the tables. */
 sk_group *sk_transport_open_auto(MPI_Comm comm, const sk_ops *op, sk_device *dev, sk_err *e);

@@ -228,9 +228,12 @@ static sk_group *open_as(MPI_Comm comm, const sk_ops *op, sk_device *dev, int wa
     staged = staged || (g->link[i].how == SK_TRANSPORT_MPI && !g->direct);
   }
   for (int i = 0; i < PINS && staged; i++) sk_transport_add_pin(g);
-  if (sk_agree(comm, e) == SK_OK) return g;
-  sk_transport_close(g);
-  return NULL;
+  if (sk_agree(comm, e) != SK_OK) {
+    sk_transport_close(g);
+    return NULL;
+  }
+  sk_transport_enlist(g);
+  return g;
 }
 
 sk_group *sk_transport_open_auto(MPI_Comm comm, const sk_ops *op, sk_device *dev, sk_err *e) {
@@ -247,8 +250,7 @@ sk_group *sk_transport_open_nccl(MPI_Comm comm, const sk_ops *op, sk_device *dev
 }
 
 static void close_link(sk_group *g, link *l) {
-  for (int i = 0; i < l->n_map; i++) g->op->unmap(g->dev, l->map[i].base);
-  sk_free(l->map);
+  sk_mapped_clear(&l->memory, g->op, g->dev);
   drop_events(g, l);
   g->op->stream_destroy(l->out);
   g->op->stream_destroy(l->in);
@@ -257,6 +259,7 @@ static void close_link(sk_group *g, link *l) {
 void sk_transport_close(sk_group *g) {
   if (!g) return;
   SK_CHECK(g->open == 0, "a group was closed while %d messages were under way", g->open);
+  sk_transport_strike(g);
   for (int i = 0; i < g->n_links; i++) {
     if (g->link[i].out) g->op->sync(g->link[i].out);
     if (g->link[i].in) g->op->sync(g->link[i].in);
