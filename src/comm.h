@@ -54,7 +54,8 @@ typedef struct sk_comm_ops {
   /* Collective. NULL is fine; every ticket must have been waited for. */
   void (*close)(sk_group *);
   /* Collective. dst[i * bytes ...] = rank i's src[0 .. bytes-1]. src may be its own place in dst,
-   * on any of the ranks. */
+   * on any of the ranks. On GPUs dst must not be freed before the group is closed: other ranks may
+   * have it mapped. */
   sk_ticket *(*all_gather)(sk_group *, sk_stream *, void *dst, const void *src, size_t bytes);
   /* Collective. dst[count] = sum over ranks of src[me * count ...]; src[size * count]. dst may be
    * its own place in src. ws: scatter_ws bytes. */

@@ -1,6 +1,7 @@
 /* comm_nccl.c: comm.h on NCCL, for GPUs. Every group has a communicator and a stream of its own: an
  * operation waits for the stream it was called on (an event), and whoever waits for its ticket
- * waits for an event of the group's stream; the host waits for nothing.
+ * waits for an event of the group's stream; the host waits for nothing. Large parts go by the copy
+ * engines (direct.h) where the group is within a node: there the host waits for the other hosts.
  *
  * NCCL has no tags: operations of a group run one after the other in the order of the calls, which
  * is the same on all ranks. Messages in a bracket (together) are one operation. A message outside
@@ -9,6 +10,7 @@
 #ifdef HAVE_CONFIG_H
 #include <config.h>
 #endif
+#include "src/direct.h"
 #include "src/transport.h"
 
 #ifdef HAVE_NCCL
@@ -33,7 +35,9 @@ typedef struct message {
 
 struct sk_group {
   ncclComm_t comm;
-  cudaStream_t stream;
+  const sk_ops *op;
+  sk_stream *stream;
+  sk_direct *direct;  // NULL: there is none
   cudaEvent_t before; // the caller's work so far
   sk_group *host;     // MPI's group of the same ranks
   int rank, size;
@@ -51,6 +55,10 @@ static void check(ncclResult_t rc, const sk_group *g, const char *what, int line
          ncclGetLastError(g ? g->comm : NULL));
 }
 #define SK_NCCL(call) check((call), g, #call, __LINE__)
+
+static cudaStream_t queue_of(const sk_group *g) {
+  return sk_cuda_stream(g->stream);
+}
 
 // ---- group and tickets ----
 
@@ -83,7 +91,9 @@ static sk_group *nccl_open(MPI_Comm comm, const sk_ops *op, sk_device *dev, sk_e
     sk_free(g);
     return NULL;
   }
-  SK_CUDA(cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking));
+  g->op = op;
+  g->stream = op->copy_stream_create(dev);
+  g->direct = sk_direct_open(comm, op, dev);
   SK_CUDA(cudaEventCreateWithFlags(&g->before, cudaEventDisableTiming));
   return g;
 }
@@ -91,7 +101,8 @@ static sk_group *nccl_open(MPI_Comm comm, const sk_ops *op, sk_device *dev, sk_e
 static void nccl_close(sk_group *g) {
   if (!g) return;
   SK_CHECK(g->open == 0, "a group was closed while %d operations were under way", g->open);
-  SK_CUDA(cudaStreamSynchronize(g->stream));
+  g->op->sync(g->stream);
+  sk_direct_close(g->direct);
   for (sk_ticket *t = g->pool, *next; t; t = next) {
     next = t->next;
     SK_CUDA(cudaEventDestroy(t->done));
@@ -99,7 +110,7 @@ static void nccl_close(sk_group *g) {
   }
   SK_NCCL(ncclCommDestroy(g->comm));
   SK_CUDA(cudaEventDestroy(g->before));
-  SK_CUDA(cudaStreamDestroy(g->stream));
+  g->op->stream_destroy(g->stream);
   sk_comm_mpi.close(g->host);
   sk_free(g->queue);
   sk_free(g);
@@ -122,11 +133,11 @@ static sk_ticket *take(sk_group *g) {
 // The group's stream waits for the caller's work so far.
 static void follow(sk_group *g, sk_stream *st) {
   SK_CUDA(cudaEventRecord(g->before, sk_cuda_stream(st)));
-  SK_CUDA(cudaStreamWaitEvent(g->stream, g->before, 0));
+  SK_CUDA(cudaStreamWaitEvent(queue_of(g), g->before, 0));
 }
 
 static sk_ticket *done(sk_group *g, sk_ticket *t) {
-  SK_CUDA(cudaEventRecord(t->done, g->stream));
+  SK_CUDA(cudaEventRecord(t->done, queue_of(g)));
   return t;
 }
 
@@ -146,7 +157,10 @@ static sk_ticket *nccl_all_gather(sk_group *g, sk_stream *st, void *dst, const v
   count_call(g, SK_COMM_GATHER, bytes, g->size - 1);
   if (bytes == 0) return NULL;
   follow(g, st);
-  SK_NCCL(ncclAllGather(src, dst, bytes, ncclUint8, g->comm, g->stream));
+  if (g->direct && bytes >= sk_direct_from)
+    sk_direct_gather(g->direct, g->stream, dst, src, bytes);
+  else
+    SK_NCCL(ncclAllGather(src, dst, bytes, ncclUint8, g->comm, queue_of(g)));
   return done(g, take(g));
 }
 
@@ -161,7 +175,7 @@ static sk_ticket *nccl_reduce_scatter(sk_group *g, sk_stream *st, void *dst, con
   count_call(g, SK_COMM_SCATTER, (size_t)count * sk_dtype_size(t), g->size - 1);
   if (count == 0) return NULL;
   follow(g, st);
-  SK_NCCL(ncclReduceScatter(src, dst, (size_t)count, type(t), ncclSum, g->comm, g->stream));
+  SK_NCCL(ncclReduceScatter(src, dst, (size_t)count, type(t), ncclSum, g->comm, queue_of(g)));
   return done(g, take(g));
 }
 
@@ -171,7 +185,7 @@ static sk_ticket *nccl_all_reduce(sk_group *g, sk_stream *st, void *x, int64_t c
   count_call(g, SK_COMM_REDUCE, (size_t)count * sk_dtype_size(t), g->size - 1);
   if (count == 0) return NULL;
   follow(g, st);
-  SK_NCCL(ncclAllReduce(x, x, (size_t)count, type(t), ncclSum, g->comm, g->stream));
+  SK_NCCL(ncclAllReduce(x, x, (size_t)count, type(t), ncclSum, g->comm, queue_of(g)));
   return done(g, take(g));
 }
 
@@ -186,9 +200,9 @@ static void nccl_together(sk_group *g, sk_stream *st, bool begin) {
   for (int i = 0; i < g->queued; i++) {
     const message *m = &g->queue[i];
     if (m->send)
-      SK_NCCL(ncclSend(m->data, m->bytes, ncclUint8, m->peer, g->comm, g->stream));
+      SK_NCCL(ncclSend(m->data, m->bytes, ncclUint8, m->peer, g->comm, queue_of(g)));
     else
-      SK_NCCL(ncclRecv(m->data, m->bytes, ncclUint8, m->peer, g->comm, g->stream));
+      SK_NCCL(ncclRecv(m->data, m->bytes, ncclUint8, m->peer, g->comm, queue_of(g)));
   }
   SK_NCCL(ncclGroupEnd());
   for (int i = 0; i < g->queued; i++) done(g, g->queue[i].ticket);

@@ -23,6 +23,7 @@ libsaker_a_SOURCES += \
   src/ctx.h \
   src/data.c src/data.h \
   src/device.c src/device.h \
+  src/direct.c src/direct.h \
   src/engine.c src/engine.h \
   src/eval.c src/eval.h \
   src/generate.c src/generate.h \
