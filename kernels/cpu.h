@@ -56,8 +56,8 @@ void sk_cpu_bias(sk_stream *s, void *y, int64_t ldy, const void *bias, double sc
                  int64_t cols);
 void sk_cpu_bias_grad(sk_stream *s, float *dbias, const void *dy, int64_t ldy, double scale,
                       int64_t n, int64_t cols);
-void sk_cpu_add_f32(sk_stream *s, float *y, const float *x, int64_t n);
-void sk_cpu_add(sk_stream *s, void *y, const void *x, int64_t n);
+void sk_cpu_add_f32(sk_stream *s, float *y, const float *a, const float *b, int64_t n);
+void sk_cpu_add(sk_stream *s, void *y, const void *a, const void *b, int64_t n);
 
 /* cpu_embed.c */
 void sk_cpu_embed(sk_stream *s, void *h, const int32_t *ids, const void *E, double mult, int64_t n,

@@ -180,12 +180,12 @@ void sk_cpu_bias_grad(sk_stream *s, float *dbias, const void *dy, int64_t ldy, d
   sk_cpu_reduce(dbias, part, cut.count, cols, scale);
 }
 
-void sk_cpu_add_f32(sk_stream *s, float *y, const float *x, int64_t n) {
+void sk_cpu_add_f32(sk_stream *s, float *y, const float *a, const float *b, int64_t n) {
   (void)s;
 #pragma omp parallel for simd schedule(static)
-  for (int64_t i = 0; i < n; i++) y[i] += x[i];
+  for (int64_t i = 0; i < n; i++) y[i] = a[i] + b[i];
 }
 
-void sk_cpu_add(sk_stream *s, void *y, const void *x, int64_t n) {
-  sk_cpu_add_f32(s, y, x, n);
+void sk_cpu_add(sk_stream *s, void *y, const void *a, const void *b, int64_t n) {
+  sk_cpu_add_f32(s, y, a, b, n);
 }

@@ -97,8 +97,8 @@ void sk_cuda_bias(sk_stream *s, void *y, int64_t ldy, const void *bias, double s
                   int64_t cols);
 void sk_cuda_bias_grad(sk_stream *s, float *dbias, const void *dy, int64_t ldy, double scale,
                        int64_t n, int64_t cols);
-void sk_cuda_add_f32(sk_stream *s, float *y, const float *x, int64_t n);
-void sk_cuda_add(sk_stream *s, void *y, const void *x, int64_t n);
+void sk_cuda_add_f32(sk_stream *s, float *y, const float *a, const float *b, int64_t n);
+void sk_cuda_add(sk_stream *s, void *y, const void *a, const void *b, int64_t n);
 void sk_cuda_rope(sk_stream *s, void *x, int64_t ldx, const float *table, double mult, int sign,
                   int64_t b, int64_t T, int64_t heads, int64_t hd);
 void sk_cuda_dt(sk_stream *s, float *dt, const void *r, int64_t ldr, double mult,

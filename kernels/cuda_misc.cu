@@ -23,19 +23,19 @@ __global__ void cast(Y *y, const X *x, int64_t n) {
     from_float(y[rest + threadIdx.x], to_float(x[rest + threadIdx.x]));
 }
 
-// y += x
+// y = a + b; y may be either.
 template <int V, class T>
-__global__ void add(T *y, const T *x, int64_t n) {
+__global__ void add(T *y, const T *a, const T *b, int64_t n) {
   SK_EACH(i, n / V) {
-    float a[V], b[V];
-    load(a, y + i * V);
-    load(b, x + i * V);
+    float v[V], w[V];
+    load(v, a + i * V);
+    load(w, b + i * V);
 #pragma unroll
-    for (int j = 0; j < V; j++) a[j] += b[j];
-    store(y + i * V, a);
+    for (int j = 0; j < V; j++) v[j] += w[j];
+    store(y + i * V, v);
   }
   int64_t j = n / V * V + threadIdx.x;
-  if (blockIdx.x == 0 && j < n) from_float(y[j], to_float(y[j]) + to_float(x[j]));
+  if (blockIdx.x == 0 && j < n) from_float(y[j], to_float(a[j]) + to_float(b[j]));
 }
 
 // V elements at a time where the pointers allow it; the last n % V apart.
@@ -49,13 +49,14 @@ void launch_cast(sk_stream *s, void *y, const void *x, int64_t n) {
 }
 
 template <class T>
-void launch_add(sk_stream *s, void *y, const void *x, int64_t n) {
+void launch_add(sk_stream *s, void *y, const void *a, const void *b, int64_t n) {
   constexpr int V = 16 / sizeof(T);
+  cudaStream_t st = sk_cuda_stream(s);
   if (n == 0) return;
-  if (fits(V, {}, {y, x}))
-    add<V><<<blocks(up(n, V)), THREADS, 0, sk_cuda_stream(s)>>>((T *)y, (const T *)x, n);
+  if (fits(V, {}, {y, a, b}))
+    add<V><<<blocks(up(n, V)), THREADS, 0, st>>>((T *)y, (const T *)a, (const T *)b, n);
   else
-    add<1><<<blocks(n), THREADS, 0, sk_cuda_stream(s)>>>((T *)y, (const T *)x, n);
+    add<1><<<blocks(n), THREADS, 0, st>>>((T *)y, (const T *)a, (const T *)b, n);
   SK_CUDA(cudaGetLastError());
 }
 
@@ -217,15 +218,15 @@ void sk_cuda_cast(sk_stream *s, void *dst, sk_dtype to, const void *src, sk_dtyp
     launch_cast<float, bf16>(s, dst, src, n);
 }
 
-void sk_cuda_add_f32(sk_stream *s, float *y, const float *x, int64_t n) {
-  launch_add<float>(s, y, x, n);
+void sk_cuda_add_f32(sk_stream *s, float *y, const float *a, const float *b, int64_t n) {
+  launch_add<float>(s, y, a, b, n);
 }
 
-void sk_cuda_add(sk_stream *s, void *y, const void *x, int64_t n) {
+void sk_cuda_add(sk_stream *s, void *y, const void *a, const void *b, int64_t n) {
   if (sk_cuda_act(s) == SK_F32)
-    launch_add<float>(s, y, x, n);
+    launch_add<float>(s, y, a, b, n);
   else
-    launch_add<bf16>(s, y, x, n);
+    launch_add<bf16>(s, y, a, b, n);
 }
 
 void sk_cuda_bias(sk_stream *s, void *y, int64_t ldy, const void *bias, double scale, int64_t n,

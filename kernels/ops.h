@@ -166,9 +166,9 @@ typedef struct sk_ops {
                int64_t cols);
   void (*bias_grad)(sk_stream *, float *dbias, const void *dy, int64_t ldy, double scale, int64_t n,
                     int64_t cols);
-  /* y[i] += x[i], fp32 (rank-ordered reductions) and act. */
-  void (*add_f32)(sk_stream *, float *y, const float *x, int64_t n);
-  void (*add)(sk_stream *, void *y, const void *x, int64_t n);
+  /* y[i] = a[i] + b[i], fp32 (rank-ordered reductions) and act; y may be a or b. */
+  void (*add_f32)(sk_stream *, float *y, const float *a, const float *b, int64_t n);
+  void (*add)(sk_stream *, void *y, const void *a, const void *b, int64_t n);
 
   /* ---- embedding (2.1): the rows v0 .. v0+nv-1 of the table are here ---- */
   /* h[n,d] = mult * E[ids - v0], 0 for ids that are not here. ids int32, on the device. */

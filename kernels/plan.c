@@ -148,9 +148,9 @@ static void plan_bias(sk_stream *s, void *y, int64_t ldy, const void *bias, doub
 static void plan_bias_grad(sk_stream *s, float *dbias, const void *dy, int64_t ldy, double scale,
                            int64_t n, int64_t cols) {}
 
-static void plan_add_f32(sk_stream *s, float *y, const float *x, int64_t n) {}
+static void plan_add_f32(sk_stream *s, float *y, const float *a, const float *b, int64_t n) {}
 
-static void plan_add(sk_stream *s, void *y, const void *x, int64_t n) {}
+static void plan_add(sk_stream *s, void *y, const void *a, const void *b, int64_t n) {}
 
 static void plan_embed(sk_stream *s, void *h, const int32_t *ids, const void *E, double mult,
                        int64_t n, int64_t d, int64_t v0, int64_t nv) {}

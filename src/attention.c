@@ -185,7 +185,7 @@ static void exchange_begin(sk_ctx *c, const sk_attention *a, const sk_tokens_her
   void *first = sk_take_act(c, &c->scratch, all), *second = sk_take_act(c, &c->scratch, all);
   piece_grad(c, a, t, 0, s, f, do_, first, sk_at(c, first, kv));
   piece_grad(c, a, t, 1, s, f, do_, second, sk_at(c, second, kv));
-  c->op->add(c->st, first, second, all);
+  c->op->add(c->st, first, first, second, all);
   f->dparts = second;
   f->dlocal = sk_take_act(c, &c->scratch, t->n * w);
   sk_segments_part(c, f->dparts, first, t->piece[0].b, t->piece[0].T, w);

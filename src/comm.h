@@ -89,6 +89,19 @@ extern const sk_comm_ops sk_comm_plan; /* comm_plan.c: does nothing, needs no MP
 /* comm_plan.c: ws sizes are those of `target`, at first of comm_mpi's. */
 void sk_comm_plan_for(const sk_comm_ops *target);
 
+/* comm_mpi.c: sum[count] = ((part 0 + part 1) + part 2) + ... of at least two ranks, by the device.
+ * `others`: the parts in rank order, `stride` bytes apart, with a place for mine unless `hole`; it
+ * is scratch afterwards. sum may be my own part. */
+typedef struct sk_parts {
+  int rank, size;
+  const void *own;
+  void *others;
+  size_t stride;
+  bool hole;
+} sk_parts;
+void sk_comm_add_parts(const sk_ops *op, sk_stream *st, void *sum, const sk_parts *p, int64_t count,
+                       sk_dtype type);
+
 /* comm_mpi.c: bytes of its largest MPI message; longer ones are cut. 1 GiB; the same on all ranks.
  * Tests make it small. */
 extern size_t sk_comm_mpi_cut;

@@ -341,21 +341,19 @@ static void check_sizes(const sk_ticket *t) {
   }
 }
 
-/* sum = ((part 0 + part 1) + part 2) + ... It may be where my own part is, so on every rank but the
- * first it grows in place of part 0, which is scratch there. */
-static void add_parts(const sk_group *g, sk_stream *st, const sk_ticket *t) {
-  const size_t bytes = array_bytes(t->count, t->type);
-  void *acc = g->rank == 0 ? t->sum : t->ws;
-  if (g->rank == 0 && t->own != acc) g->op->copy(st, acc, t->own, bytes);
-  for (int r = 1; r < g->size; r++) {
-    const void *part = (const char *)t->ws + (size_t)(r - (t->hole && r > g->rank)) * bytes;
-    if (r == g->rank) part = t->own;
-    if (t->type == SK_F32)
-      g->op->add_f32(st, acc, part, t->count);
-    else
-      g->op->add(st, acc, part, t->count);
+// It grows in the first place of the others' parts, whose part is added first or second; the last
+// step, which is the first one where the sum may overwrite my own part, puts it where it belongs.
+void sk_comm_add_parts(const sk_ops *op, sk_stream *st, void *sum, const sk_parts *p, int64_t count,
+                       sk_dtype type) {
+  const void *before = NULL;
+  for (int r = 0; r < p->size; r++) {
+    const void *part = (char *)p->others + (size_t)(r - (p->hole && r > p->rank)) * p->stride;
+    void *to = r == p->size - 1 ? sum : p->others;
+    if (r == p->rank) part = p->own;
+    if (r > 0 && type == SK_F32) op->add_f32(st, to, before, part, count);
+    else if (r > 0) op->add(st, to, before, part, count);
+    before = r > 0 ? to : part;
   }
-  if (acc != t->sum) g->op->copy(st, t->sum, acc, bytes);
 }
 
 static void mpi_wait(sk_group *g, sk_stream *st, sk_ticket *t) {
@@ -368,7 +366,11 @@ static void mpi_wait(sk_group *g, sk_stream *st, sk_ticket *t) {
     t->host->next = g->host;
     g->host = t->host;
   }
-  if (t->sum) add_parts(g, st, t);
+  if (t->sum)
+    sk_comm_add_parts(g->op, st, t->sum,
+                      &(sk_parts){g->rank, g->size, t->own, t->ws, array_bytes(t->count, t->type),
+                                  t->hole},
+                      t->count, t->type);
   t->open = false;
   t->next = g->pool;
   g->pool = t;

@@ -80,7 +80,7 @@ void sk_mamba_dhalo_take(sk_ctx *c, const sk_mamba *m, const sk_tokens_here *t, 
       void *mine = last_rows(c, m, t, f->dproj, half, bi);
       const void *theirs = sk_at(c, of_segment(c, f->halo, next, one), bi * rows * m->cd);
       c->op->copy2d(c->st, sum, width, mine, ld, width, rows);
-      c->op->add(c->st, sum, theirs, rows * m->cd);
+      c->op->add(c->st, sum, sum, theirs, rows * m->cd);
       c->op->copy2d(c->st, mine, ld, sum, width, width, rows);
     }
   }

@@ -170,8 +170,9 @@ static void embed(sk_model *m, sk_ctx *c, const sk_slot *s, void *h) {
 
 /* out[n_local,d] = h + m. */
 static void close_stream(sk_ctx *c, const sk_slot *s, int64_t d, void *out, const sk_stream_pair *r) {
-  c->op->copy(c->st, out, r->h, (size_t)(s->t.n_local * d) * sk_dtype_size(c->act));
-  if (r->m) c->op->add(c->st, out, r->m, s->t.n_local * d);
+  int64_t n = s->t.n_local * d;
+  if (r->m) c->op->add(c->st, out, r->h, r->m, n);
+  else c->op->copy(c->st, out, r->h, (size_t)n * sk_dtype_size(c->act));
 }
 
 /* Full recomputation keeps only the layers' inputs; what a layer saves for itself lies in redo. */

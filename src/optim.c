@@ -124,11 +124,10 @@ static void reduce_end(sk_optim *o, sk_ctx *c, sk_exchange *x) {
   int64_t lo, hi;
   if (x->bucket < 0) return;
   sk_optim_slice(o, x->bucket, &lo, &hi);
-  size_t bytes = (size_t)(hi - lo) * sizeof(float);
   wait_all(o, c, x);
-  c->op->copy(c->st, x->buf + o->part * o->longest, c->grads + lo, bytes);
-  for (int i = 1; i < o->parts; i++) c->op->add_f32(c->st, x->buf, x->buf + i * o->longest, hi - lo);
-  c->op->copy(c->st, c->grads + lo, x->buf, bytes);
+  sk_parts p = {.rank = o->part, .size = o->parts, .own = c->grads + lo, .others = x->buf,
+                .stride = (size_t)o->longest * sizeof(float)};
+  sk_comm_add_parts(c->op, c->st, c->grads + lo, &p, hi - lo, SK_F32);
   x->bucket = -1;
 }
 

@@ -127,7 +127,8 @@ static void finish_tied(sk_engine *g) {
     g->pipe->wait(g->pp, c->st, out);
     sk_timer_end(c->timer);
   }
-  c->op->add_f32(c->st, sk_grad(c, g->model.embed), g->model.tied_grad, p->count);
+  float *mine = sk_grad(c, g->model.embed);
+  c->op->add_f32(c->st, mine, mine, g->model.tied_grad, p->count);
   c->op->zero(c->st, g->model.tied_grad, bytes);
   sk_optim_give(&g->opt, c, first ? g->model.embed_bucket : g->model.tail_bucket);
 }

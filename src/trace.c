@@ -57,8 +57,8 @@ SK_TRACED(bias, (sk_stream *s, void *y, int64_t ld, const void *b, double scale,
           (s, y, ld, b, scale, n, cols))
 SK_TRACED(bias_grad, (sk_stream *s, float *db, const void *dy, int64_t ld, double scale, int64_t n, int64_t cols),
           (s, db, dy, ld, scale, n, cols))
-SK_TRACED(add_f32, (sk_stream *s, float *y, const float *x, int64_t n), (s, y, x, n))
-SK_TRACED(add, (sk_stream *s, void *y, const void *x, int64_t n), (s, y, x, n))
+SK_TRACED(add_f32, (sk_stream *s, float *y, const float *a, const float *b, int64_t n), (s, y, a, b, n))
+SK_TRACED(add, (sk_stream *s, void *y, const void *a, const void *b, int64_t n), (s, y, a, b, n))
 SK_TRACED(embed,
           (sk_stream *s, void *h, const int32_t *ids, const void *E, double mult, int64_t n, int64_t d, int64_t v0,
            int64_t nv),

@@ -376,13 +376,13 @@ static sk_dtype act_bf16(const sk_device *d) {
   return SK_BF16;
 }
 
-static void add_bf16(sk_stream *s, void *y, const void *x, int64_t n) {
+static void add_bf16(sk_stream *s, void *y, const void *a, const void *b, int64_t n) {
   for (int64_t i = 0; i < n; i++) {
-    float a, b;
-    sk_cpu_ops.cast(s, &a, SK_F32, (uint16_t *)y + i, SK_BF16, 1);
-    sk_cpu_ops.cast(s, &b, SK_F32, (const uint16_t *)x + i, SK_BF16, 1);
-    a += b;
-    sk_cpu_ops.cast(s, (uint16_t *)y + i, SK_BF16, &a, SK_F32, 1);
+    float v, w;
+    sk_cpu_ops.cast(s, &v, SK_F32, (const uint16_t *)a + i, SK_BF16, 1);
+    sk_cpu_ops.cast(s, &w, SK_F32, (const uint16_t *)b + i, SK_BF16, 1);
+    v += w;
+    sk_cpu_ops.cast(s, (uint16_t *)y + i, SK_BF16, &v, SK_F32, 1);
   }
 }
 
@@ -405,7 +405,7 @@ static void half_sums(void) {
     for (int r = 0; r < tap_size; r++) {
       float v = value(r, N * tap_rank + i, 70);
       sk_cpu_ops.cast(st, r ? &part : &sum, SK_BF16, &v, SK_F32, 1);
-      if (r) add_bf16(st, &sum, &part, 1);
+      if (r) add_bf16(st, &sum, &sum, &part, 1);
     }
     ok = ok && sum == dst[i];
   }

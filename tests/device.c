@@ -68,7 +68,7 @@ static bool two_streams(void) {
   g_gpu->zero(g_gpu_stream, x, N * sizeof *x);
   g_gpu->zero(g_gpu_stream, y, N * sizeof *y);
   g_gpu->from_host(g_gpu_stream, x + N - 1, &one, sizeof one);
-  for (int i = 0; i < 20; i++) g_gpu->add_f32(g_gpu_stream, y, x, N);
+  for (int i = 0; i < 20; i++) g_gpu->add_f32(g_gpu_stream, y, y, x, N);
   g_gpu->record(ev, g_gpu_stream);
   g_gpu->wait(other, ev);
   g_gpu->to_host(other, &got, y + N - 1, sizeof got);
@@ -186,8 +186,11 @@ static void call_bias_grad(const sk_ops *op, sk_stream *s, void **p, const void 
 }
 
 static void call_add(const sk_ops *op, sk_stream *s, void **p, const void *dims) {
-  op->add(s, p[0], p[1], ((const rows_dims *)dims)->n);
-  op->add_f32(s, p[2], p[3], ((const rows_dims *)dims)->n);
+  int64_t n = ((const rows_dims *)dims)->n;
+  op->add(s, p[0], p[1], p[2], n);
+  op->add(s, p[1], p[1], p[0], n);
+  op->add_f32(s, p[3], p[4], p[5], n);
+  op->add_f32(s, p[5], p[4], p[5], n);
 }
 
 static void test_rows(int64_t n, int64_t cols, int64_t pad, int64_t shift) {
@@ -201,10 +204,12 @@ static void test_rows(int64_t n, int64_t cols, int64_t pad, int64_t shift) {
   add_array(&t, "dy", IN, ACT, n, cols, d.ld);
   run_trial(&t, call_bias_grad, &d, "bias_grad [%d, %d]", (int)n, (int)cols);
   t = (trial){.shift = shift};
-  add_array(&t, "y", ADD, ACT, 1, n, n);
-  add_array(&t, "x", IN, ACT, 1, n, n);
-  add_array(&t, "y32", ADD, F32, 1, n, n);
-  add_array(&t, "x32", IN, F32, 1, n, n);
+  add_array(&t, "y", OUT, ACT, 1, n, n);
+  add_array(&t, "a", ADD, ACT, 1, n, n);
+  add_array(&t, "b", IN, ACT, 1, n, n);
+  add_array(&t, "y32", OUT, F32, 1, n, n);
+  add_array(&t, "a32", IN, F32, 1, n, n);
+  add_array(&t, "b32", ADD, F32, 1, n, n);
   run_trial(&t, call_add, &d, "add, add_f32 [%d]", (int)n);
 }
 

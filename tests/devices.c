@@ -106,7 +106,7 @@ static void test_collectives(sk_dtype type) {
 static void test_order(void) {
   memory x = make(COUNT, SK_F32, tap_rank, 4), y = make(COUNT, SK_F32, tap_rank, 5),
          all = make(2 * COUNT, SK_F32, 0, -1);
-  for (int i = 0; i < 50; i++) op->add_f32(st, x.at, y.at, COUNT);
+  for (int i = 0; i < 50; i++) op->add_f32(st, x.at, x.at, y.at, COUNT);
   comm->wait(group, st, comm->all_gather(group, st, all.at, x.at, COUNT * 4));
   float *mine = all.at, *sum = mine + (1 - tap_rank) * COUNT;
   op->copy(st, x.at, sum, COUNT * 4);

@@ -45,7 +45,7 @@ static void test_plan(void) {
   op->from_host(s, nowhere, host, sizeof host);
   op->to_host(s, host, nowhere, sizeof host);
   op->gemm(s, false, true, 64, 64, 64, 1, nowhere, 64, nowhere, 64, 0, nowhere, 64, SK_F32);
-  op->add_f32(s, nowhere, nowhere, 1000);
+  op->add_f32(s, nowhere, nowhere, nowhere, 1000);
   op->sync(s);
   tap_ok(host[0] == 1 && host[1] == 2, "the plan device touches no memory");
   sk_attn_dims a = {.b = 2, .Tq = 10, .Tk = 10, .H = 4, .KV = 2, .hd = 8};
@@ -141,12 +141,19 @@ static void test_bias(int64_t n, int64_t cols) {
   close_to_ref(&db, "bias_grad [%d, %d]", (int)n, (int)cols);
   g_op->bias(g_stream, y.f, y.ld, bias.f, -1.3, n, cols);
   close_to_ref(&y, "bias [%d, %d]", (int)n, (int)cols);
-  mat a = input(1, n, n), b = input(1, n, n);
-  for (int64_t i = 0; i < n; i++) a.d[i] += 2 * b.d[i];
-  g_op->add(g_stream, a.f, b.f, n);
-  g_op->add_f32(g_stream, a.f, b.f, n);
-  close_to_ref(&a, "add, add_f32");
-  DROP(&y, &bias, &db, &a, &b);
+  mat a = input(1, n, n), b = input(1, n, n), sum = output(1, n, n);
+  for (int64_t i = 0; i < n; i++) {
+    sum.d[i] = a.d[i] + b.d[i];
+    a.d[i] += sum.d[i];
+    b.d[i] += a.d[i];
+  }
+  g_op->add(g_stream, sum.f, a.f, b.f, n);
+  g_op->add_f32(g_stream, a.f, a.f, sum.f, n);
+  g_op->add(g_stream, b.f, a.f, b.f, n);
+  close_to_ref(&sum, "add");
+  close_to_ref(&a, "add_f32, in place of the first");
+  close_to_ref(&b, "add, in place of the second");
+  DROP(&y, &bias, &db, &a, &b, &sum);
 }
 
 // ---- embedding ----

@@ -421,8 +421,8 @@ static void gate_in_halves(gate_case *c) {
     g_op->gate_stats(g_stream, &h->d, ss[r].f, h->y.f, h->z.f);
     g_op->gate_grad_stats(g_stream, &h->d, dots[r].f, h->dout.f, h->y.f, h->z.f, h->w.f);
   }
-  g_op->add_f32(g_stream, ss[0].f, ss[1].f, n * G);
-  g_op->add_f32(g_stream, dots[0].f, dots[1].f, n * G);
+  g_op->add_f32(g_stream, ss[0].f, ss[0].f, ss[1].f, n * G);
+  g_op->add_f32(g_stream, dots[0].f, dots[0].f, dots[1].f, n * G);
   for (int r = 0; r < 2; r++) {
     gate_case *h = &half[r];
     h->d.whole = ss[0].f;
