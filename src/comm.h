@@ -14,10 +14,11 @@
  *
  * Sums are of fp32 or of the device's act elements. MPI takes them in the group's rank order,
  * ((part 0 + part 1) + part 2) + ...: the same bits on every rank, whatever the position in the
- * buffer and however the buffer is cut. NCCL's order is its own, fixed for a size and a set of
- * GPUs, and the same bits on every rank. Sizes are in bytes (gather, send, recv) or in elements of
- * type t (sums), 64 bits wide; 0 is fine. Failures of MPI and NCCL are fatal, and so are messages
- * of another size than the receiver gave.
+ * buffer and however the buffer is cut. So do the GPUs where they exchange bf16 parts directly
+ * (direct.h); NCCL's order is its own, fixed for a size and a set of GPUs, and the same bits on
+ * every rank. Sizes are in bytes (gather, send, recv) or in elements of type t (sums), 64 bits wide;
+ * 0 is fine. Failures of MPI and NCCL are fatal, and so are messages of another size than the
+ * receiver gave.
  */
 #ifndef SK_COMM_H
 #define SK_COMM_H
@@ -58,7 +59,8 @@ typedef struct sk_comm_ops {
    * have it mapped. */
   sk_ticket *(*all_gather)(sk_group *, sk_stream *, void *dst, const void *src, size_t bytes);
   /* Collective. dst[count] = sum over ranks of src[me * count ...]; src[size * count]. dst may be
-   * its own place in src. ws: scatter_ws bytes. */
+   * its own place in src. ws: scatter_ws bytes; on GPUs not to be freed before the group is closed,
+   * as dst of all_gather. */
   size_t (*scatter_ws)(int ranks, int64_t count, sk_dtype t);
   sk_ticket *(*reduce_scatter)(sk_group *, sk_stream *, void *dst, const void *src, int64_t count,
                                sk_dtype t, void *ws);

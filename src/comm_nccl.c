@@ -152,16 +152,29 @@ static ncclDataType_t type(sk_dtype t) {
 
 // ---- collectives ----
 
+static bool large(size_t bytes) {
+  return bytes >= sk_direct_from;
+}
+
+// fp32 sums, of gradients, stay with NCCL: here they would cost memory.
+static bool scatters_directly(int64_t count, sk_dtype t) {
+  return t == SK_BF16 && large((size_t)count * sk_dtype_size(t));
+}
+
 static sk_ticket *nccl_all_gather(sk_group *g, sk_stream *st, void *dst, const void *src,
                                   size_t bytes) {
   count_call(g, SK_COMM_GATHER, bytes, g->size - 1);
   if (bytes == 0) return NULL;
   follow(g, st);
-  if (g->direct && bytes >= sk_direct_from)
+  if (g->direct && large(bytes))
     sk_direct_gather(g->direct, g->stream, dst, src, bytes);
   else
     SK_NCCL(ncclAllGather(src, dst, bytes, ncclUint8, g->comm, queue_of(g)));
   return done(g, take(g));
+}
+
+static size_t nccl_scatter_ws(int ranks, int64_t count, sk_dtype t) {
+  return scatters_directly(count, t) ? (size_t)(ranks - 1) * (size_t)count * sk_dtype_size(t) : 0;
 }
 
 static size_t no_ws(int ranks, int64_t count, sk_dtype t) {
@@ -171,11 +184,13 @@ static size_t no_ws(int ranks, int64_t count, sk_dtype t) {
 
 static sk_ticket *nccl_reduce_scatter(sk_group *g, sk_stream *st, void *dst, const void *src,
                                       int64_t count, sk_dtype t, void *ws) {
-  (void)ws;
   count_call(g, SK_COMM_SCATTER, (size_t)count * sk_dtype_size(t), g->size - 1);
   if (count == 0) return NULL;
   follow(g, st);
-  SK_NCCL(ncclReduceScatter(src, dst, (size_t)count, type(t), ncclSum, g->comm, queue_of(g)));
+  if (g->direct && scatters_directly(count, t))
+    sk_direct_scatter(g->direct, g->stream, dst, src, count, t, ws);
+  else
+    SK_NCCL(ncclReduceScatter(src, dst, (size_t)count, type(t), ncclSum, g->comm, queue_of(g)));
   return done(g, take(g));
 }
 
@@ -260,7 +275,7 @@ static const sk_comm_ops table = {
     .open = nccl_open,
     .close = nccl_close,
     .all_gather = nccl_all_gather,
-    .scatter_ws = no_ws,
+    .scatter_ws = nccl_scatter_ws,
     .reduce_scatter = nccl_reduce_scatter,
     .reduce_ws = no_ws,
     .all_reduce = nccl_all_reduce,

@@ -13,6 +13,7 @@
  * exchange, and copies that end in `done` are behind everybody's next `ready`. */
 #include "src/direct.h"
 #include <sched.h>
+#include "src/comm.h"
 #include "src/mapped.h"
 #include "src/transport.h"
 
@@ -190,4 +191,20 @@ void sk_direct_gather(sk_direct *d, sk_stream *st, void *dst, const void *src, s
   for (int s = 1; s < d->size; s++) give(d, (d->rank + s) % d->size, at, src, bytes);
   if (src != (char *)dst + at) d->op->copy(st, (char *)dst + at, src, bytes);
   end(d, st);
+}
+
+void sk_direct_scatter(sk_direct *d, sk_stream *st, void *dst, const void *src, int64_t count,
+                       sk_dtype t, void *ws) {
+  const size_t bytes = (size_t)count * sk_dtype_size(t);
+  const char *part = src;
+  SK_CHECK(t == SK_F32 || t == d->op->act(d->dev), "a sum of elements of type %d", (int)t);
+  begin(d, st, ws, bytes);
+  for (int s = 1; s < d->size; s++) {
+    int r = (d->rank + s) % d->size, place = d->rank - (d->rank > r); // r has none for its own
+    give(d, r, (size_t)place * bytes, part + (size_t)r * bytes, bytes);
+  }
+  end(d, st);
+  const sk_parts all = {.rank = d->rank, .size = d->size, .own = part + (size_t)d->rank * bytes,
+                        .others = ws, .stride = bytes, .hole = true};
+  sk_comm_add_parts(d->op, st, dst, &all, count, t);
 }

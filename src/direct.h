@@ -6,8 +6,8 @@
  * An exchange is enqueued as a whole when its call returns: work enqueued later on its stream finds
  * what arrived and may overwrite what was sent. A host waits in the call for the other hosts (and
  * serves the pipeline's messages meanwhile), never for a GPU. All exchanges are called with the same
- * stream, and memory that others copy into (dst of gathers) must not be freed before
- * sk_direct_close: it stays mapped until then. */
+ * stream, and memory that others copy into (dst of gathers, ws of scatters) must not be freed
+ * before sk_direct_close: it stays mapped until then. */
 #ifndef SK_DIRECT_H
 #define SK_DIRECT_H
 #include "src/agree.h"
@@ -24,6 +24,12 @@ void sk_direct_close(sk_direct *d);
 /* Collective. dst[i * bytes ...] = rank i's src[0 .. bytes-1]; src may be its own place in dst, on
  * any of the ranks. */
 void sk_direct_gather(sk_direct *d, sk_stream *st, void *dst, const void *src, size_t bytes);
+
+/* Collective. dst[count] = sum over ranks of src[me * count ...], in rank order as comm_mpi's;
+ * src[size * count]. t: fp32 or the device's act. dst may be its own place in src. ws: for the
+ * others' parts, (size-1) * count elements. */
+void sk_direct_scatter(sk_direct *d, sk_stream *st, void *dst, const void *src, int64_t count,
+                       sk_dtype t, void *ws);
 
 /* Bytes of a part from which comm_nccl.c takes this way. 4 MiB; the same on all ranks, and the same
  * as long as a group is open. Tests make it small. */

@@ -2,6 +2,7 @@
  * whole and cut, on 1 to 4 ranks; once on the CPU device, once on one that has its copies made on
  * the host, as a GPU has (the same memory under another name). */
 #include "src/comm.h"
+#include "src/direct.h"
 #include <string.h>
 #include "tests/tap.h"
 
@@ -517,6 +518,16 @@ static void tables(void) {
     sizes = sizes && c->reduce_ws(p, n, SK_F32) == comm->reduce_ws(p, n, SK_F32);
   }
   tap_ok(sizes, "the plan counts the same scratch memory");
+  if (!sk_comm_nccl) {
+    tap_skip("and that of the copy engines: this program was built without NCCL");
+    return;
+  }
+  const int64_t least = (int64_t)(sk_direct_from / 2);
+  sk_comm_plan_for(sk_comm_nccl);
+  tap_ok(c->scatter_ws(4, least, SK_BF16) == 3 * sk_direct_from &&
+             c->scatter_ws(4, least - 1, SK_BF16) == 0 && c->scatter_ws(4, least, SK_F32) == 0,
+         "and that of the copy engines: for large bf16 parts");
+  sk_comm_plan_for(comm);
 }
 
 // A group of some ranks only, in an order of their own; its communicator may be freed at once.

@@ -1,12 +1,13 @@
 /* devices.c: two ranks with a GPU each: collectives and messages between the GPUs' memories, by
- * NCCL and through the host by MPI, and small models trained on tp 2, cp 2, pp 2 and dp 2 against
- * one GPU. Where there is one GPU the ranks share it and NCCL, which cannot, is tried by each rank
- * alone; without a GPU all is skipped. With SAKER_SHARED_GPU=1 other programs may use the GPUs, and
+ * NCCL, by the copy engines and through the host by MPI, and small models trained on tp 2, cp 2,
+ * pp 2 and dp 2 against one GPU. Where there is one GPU the ranks share it and NCCL, which cannot,
+ * is tried by each rank alone; without a GPU all is skipped. With SAKER_SHARED_GPU=1 other programs may use the GPUs, and
  * what a step allocates, which is seen by what the GPU has left, is not looked at. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include "src/device.h"
+#include "src/direct.h"
 #include "src/overlap.h"
 #include "src/transport.h"
 #include "tests/small_model.h"
@@ -34,10 +35,25 @@ typedef struct memory {
   sk_dtype type;
 } memory;
 
+// Memory that other ranks may have mapped lives until the group is closed.
+static void *kept[128];
+static int n_kept;
+
+static void *keep(size_t bytes) {
+  SK_CHECK(n_kept < 128, "%d blocks of memory", n_kept);
+  void *p = op->alloc(dev, bytes + 256);
+  SK_CHECK(p, "out of memory");
+  return kept[n_kept++] = p;
+}
+
+static void drop_all(void) {
+  while (n_kept) op->free(dev, kept[--n_kept]);
+}
+
 // n elements; poison with key < 0.
 static memory make(int64_t n, sk_dtype type, int rank, int key) {
   size_t bytes = (size_t)n * sk_dtype_size(type);
-  memory m = {op->alloc(dev, bytes + 256), n, type};
+  memory m = {keep(bytes), n, type};
   float *x = sk_malloc((size_t)n * sizeof *x);
   char *raw = sk_malloc(bytes);
   for (int64_t i = 0; i < n; i++) x[i] = key < 0 ? NAN : value(rank, i, key);
@@ -48,7 +64,7 @@ static memory make(int64_t n, sk_dtype type, int rank, int key) {
   return m;
 }
 
-// Element i is `want` of (first + i); frees the memory.
+// Element i is `want` of (first + i).
 typedef float (*wanted)(int64_t i, int key);
 static bool take(memory *m, wanted want, int64_t first, int key) {
   size_t bytes = (size_t)m->n * sk_dtype_size(m->type);
@@ -58,7 +74,6 @@ static bool take(memory *m, wanted want, int64_t first, int key) {
   op->to_host(st, raw, m->at, bytes);
   sk_cpu_ops.cast(NULL, x, SK_F32, raw, m->type, m->n);
   for (int64_t i = 0; i < m->n; i++) good = good && x[i] == want(first + i, key);
-  op->free(dev, m->at);
   sk_free(raw);
   sk_free(x);
   return good;
@@ -81,8 +96,7 @@ static void test_collectives(sk_dtype type) {
   memory src = make(COUNT, type, tap_rank, 1), all = make(2 * COUNT, type, 0, -1);
   memory part = make(2 * COUNT, type, tap_rank, 2), mine = make(COUNT, type, 0, -1);
   memory x = make(COUNT, type, tap_rank, 3);
-  void *ws = op->alloc(dev, comm->scatter_ws(2, COUNT, type) + 256);
-  void *ws2 = op->alloc(dev, comm->reduce_ws(2, COUNT, type) + 256);
+  void *ws = keep(comm->scatter_ws(2, COUNT, type)), *ws2 = keep(comm->reduce_ws(2, COUNT, type));
   sk_ticket *t[3] = {comm->all_gather(group, st, all.at, src.at, bytes),
                      comm->reduce_scatter(group, st, mine.at, part.at, COUNT, type, ws),
                      comm->all_reduce(group, st, x.at, COUNT, type, ws2)};
@@ -90,15 +104,10 @@ static void test_collectives(sk_dtype type) {
   bool gather = take(&all, gathered, 0, 1),
        scatter = take(&mine, sum_of, (int64_t)tap_rank * COUNT, 2);
   bool reduce = take(&x, sum_of, 0, 3);
-  const char *name = type == SK_F32 ? "fp32" : "bf16";
-  tap_ok(gather, "%s, %s: all_gather", comm->name, name);
-  tap_ok(scatter, "%s, %s: reduce_scatter", comm->name, name);
-  tap_ok(reduce, "%s, %s: all_reduce", comm->name, name);
-  op->sync(st);
-  op->free(dev, ws);
-  op->free(dev, ws2);
-  op->free(dev, src.at);
-  op->free(dev, part.at);
+  const char *name = type == SK_F32 ? "fp32" : "bf16", *way = sk_direct_from == 1 ? ", directly" : "";
+  tap_ok(gather, "%s, %s%s: all_gather", comm->name, name, way);
+  tap_ok(scatter, "%s, %s%s: reduce_scatter", comm->name, name, way);
+  tap_ok(reduce, "%s, %s%s: all_reduce", comm->name, name, way);
 }
 
 // A call reads after the work enqueued so far, and who waits finds what arrived: sums on both
@@ -116,9 +125,6 @@ static void test_order(void) {
   for (int64_t i = 0; i < COUNT; i++) good = good && got[i] == of_other(i, 4) + 50 * of_other(i, 5);
   tap_ok(good, "%s: in the order of the stream", comm->name);
   sk_free(got);
-  op->free(dev, x.at);
-  op->free(dev, y.at);
-  op->free(dev, all.at);
 }
 
 static void test_messages(bool together) {
@@ -136,8 +142,83 @@ static void test_messages(bool together) {
   bool good = take(&dst[0], of_other, 0, 6);
   good = take(&dst[1], of_other, 0, 7) && good;
   tap_ok(good, "%s: messages both ways%s", comm->name, together ? " in a bracket" : "");
-  op->free(dev, src[0].at);
-  op->free(dev, src[1].at);
+}
+
+// src is in dst, on both ranks or on the second alone.
+static void test_in_place(void) {
+  bool good = true;
+  for (int both = 0; both < 2; both++) {
+    memory src = make(COUNT, SK_F32, tap_rank, 8), all = make(2 * COUNT, SK_F32, 0, -1);
+    float *mine = (float *)all.at + tap_rank * COUNT;
+    bool inside = both || tap_rank == 1;
+    if (inside) op->copy(st, mine, src.at, COUNT * 4);
+    comm->wait(group, st, comm->all_gather(group, st, all.at, inside ? mine : src.at, COUNT * 4));
+    good = take(&all, gathered, 0, 8) && good;
+  }
+  tap_ok(good, "%s: all_gather in place%s", comm->name, sk_direct_from == 1 ? ", directly" : "");
+}
+
+static bool same_bits(const void *a, const void *b, size_t bytes) {
+  char *x = sk_malloc(bytes), *y = sk_malloc(bytes);
+  op->to_host(st, x, a, bytes);
+  op->to_host(st, y, b, bytes);
+  bool same = memcmp(x, y, bytes) == 0;
+  sk_free(x);
+  sk_free(y);
+  return same;
+}
+
+// Numbers whose sums are rounded.
+static void *fractions(int64_t n, sk_dtype type, int key) {
+  size_t bytes = (size_t)n * sk_dtype_size(type);
+  float *x = sk_malloc((size_t)n * sizeof *x);
+  void *raw = sk_malloc(bytes), *at = keep(bytes);
+  for (int64_t i = 0; i < n; i++)
+    x[i] = (float)(sk_rand((uint64_t)(10 + tap_rank), (uint64_t)(key * n + i)) >> 40) * 1e-6f - 8;
+  sk_cpu_ops.cast(NULL, raw, type, x, SK_F32, n);
+  op->from_host(st, at, raw, bytes);
+  sk_free(raw);
+  sk_free(x);
+  return at;
+}
+
+// Gathers and sums of n elements of act a rank, all under way before the first is waited for, give
+// the same bits by the copy engines as by NCCL (a sum of two bf16 is rounded once in both).
+static void test_same(int64_t n, sk_dtype act) {
+  enum { EACH = 3 };
+  const size_t bytes = (size_t)n * sk_dtype_size(act), from = sk_direct_from;
+  void *src[EACH], *all[2][EACH], *sum[2][EACH];
+  for (int i = 0; i < EACH; i++) src[i] = fractions(2 * n, act, i);
+  for (int direct = 0; direct < 2; direct++) {
+    sk_ticket *t[2 * EACH];
+    sk_direct_from = direct ? from : SIZE_MAX;
+    for (int i = 0; i < EACH; i++) {
+      all[direct][i] = keep(2 * bytes);
+      sum[direct][i] = keep(bytes);
+      void *ws = keep(comm->scatter_ws(2, n, act));
+      t[2 * i] = comm->all_gather(group, st, all[direct][i], src[i], bytes);
+      t[2 * i + 1] = comm->reduce_scatter(group, st, sum[direct][i], src[i], n, act, ws);
+    }
+    for (int i = 2 * EACH - 1; i >= 0; i--) comm->wait(group, st, t[i]);
+  }
+  bool gathers = true, sums = true;
+  for (int i = 0; i < EACH; i++) {
+    gathers = same_bits(all[0][i], all[1][i], 2 * bytes) && gathers;
+    sums = same_bits(sum[0][i], sum[1][i], bytes) && sums;
+  }
+  tap_ok(gathers && sums, "several gathers and %s sums of %zu bytes at once: NCCL's bits",
+         act == SK_F32 ? "fp32" : "bf16", bytes);
+}
+
+static void test_direct_parts(sk_dtype act) {
+  const size_t usual = sk_direct_from;
+  sk_direct_from = 1;
+  test_collectives(act);
+  test_in_place();
+  test_same(1, act);
+  test_same(COUNT, act);
+  sk_direct_from = usual;
+  test_same((64 << 20) / (int64_t)sk_dtype_size(act), act);
 }
 
 static void test_comm(const sk_comm_ops *table) {
@@ -151,11 +232,14 @@ static void test_comm(const sk_comm_ops *table) {
     SK_CHECK(group, "%s", e.msg);
     test_collectives((sk_dtype)act);
     if (act == SK_F32) {
+      test_in_place();
       test_order();
       test_messages(true);
       test_messages(false);
     }
+    if (table == sk_comm_nccl) test_direct_parts((sk_dtype)act);
     comm->close(group);
+    drop_all();
     op->stream_destroy(st);
     op->close(dev);
   }
@@ -187,8 +271,40 @@ static void test_alone(void) {
   bool good = true;
   for (int i = 0; i < 4; i++) good = take(&dst[i], own, 0, 1) && good;
   tap_ok(good, "%s: a group of one rank", comm->name);
-  op->free(dev, src.at);
   comm->close(group);
+  drop_all();
+  op->stream_destroy(st);
+  op->close(dev);
+}
+
+// direct.c for itself: also where the ranks share a GPU. One stream, and no work on it is waited
+// for between the exchanges.
+static void test_direct(sk_dtype act) {
+  sk_err e = {0};
+  dev = op->open(tap_rank % gpus, act, &e);
+  SK_CHECK(dev, "%s", e.msg);
+  st = op->stream_create(dev);
+  sk_direct *d = sk_direct_open(MPI_COMM_WORLD, op, dev);
+  const char *name = act == SK_F32 ? "fp32" : "bf16";
+  if (d) {
+    const size_t bytes = COUNT * sk_dtype_size(act);
+    memory src = make(COUNT, act, tap_rank, 1), part = make(2 * COUNT, act, tap_rank, 2);
+    memory all = make(2 * COUNT, act, 0, -1), sum = make(COUNT, act, 0, -1);
+    void *ws = keep(bytes), *mine = (char *)part.at + (size_t)tap_rank * bytes;
+    for (int i = 0; i < 50; i++) { // every exchange overwrites the one before
+      op->zero(st, all.at, 2 * bytes);
+      sk_direct_gather(d, st, all.at, src.at, bytes);
+      sk_direct_scatter(d, st, sum.at, part.at, COUNT, act, ws);
+    }
+    tap_ok(take(&all, gathered, 0, 1), "directly, %s: gathers", name);
+    bool good = take(&sum, sum_of, (int64_t)tap_rank * COUNT, 2);
+    sk_direct_scatter(d, st, mine, part.at, COUNT, act, ws);
+    tap_ok(good && same_bits(mine, sum.at, bytes), "directly, %s: sums, and one in place", name);
+    sk_direct_close(d);
+  } else {
+    tap_skip("directly, %s: the GPUs' memory cannot be mapped", name);
+  }
+  drop_all();
   op->stream_destroy(st);
   op->close(dev);
 }
@@ -269,6 +385,14 @@ static void test_variant(sk_config *c, const variant *v, const batch *k, const d
   train(c, &grid, k, got);
   train(c, &grid, k, again);
   train_how(c, &grid, k, true, plain);
+  if (sk_comm_nccl && gpus >= tap_size && (v->axis == SK_TP || v->axis == SK_CP)) {
+    const size_t usual = sk_direct_from;
+    double direct[STEPS];
+    sk_direct_from = 1;
+    train(c, &grid, k, direct);
+    sk_direct_from = usual;
+    tap_ok(memcmp(got, direct, sizeof got) == 0, "%s 2: the same bits by the copy engines", v->name);
+  }
   c->parallel.virtual_stages = 1;
   c->parallel.schedule = SK_SCHED_1F1B;
   for (int i = 0; i < STEPS; i++) worst = fmax(worst, fabs(got[i] / want[i] - 1));
@@ -377,6 +501,7 @@ int main(int argc, char **argv) {
   else if (sk_comm_nccl)
     test_comm(sk_comm_nccl);
   test_comm(&sk_comm_mpi);
+  for (int act = SK_F32; act <= (op == sk_cuda ? SK_BF16 : SK_F32); act++) test_direct((sk_dtype)act);
   test_grids();
   return tap_done();
 }

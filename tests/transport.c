@@ -1,7 +1,9 @@
 /* transport.c: messages of src/transport.c between neighbours of a ring of ranks: on the CPU, where
  * MPI takes the memory itself and where it goes through pieces as a GPU's does; on GPUs (one for
  * each rank, or one that all share) by every transport that this machine can. */
+#include "src/direct.h"
 #include "src/transport.h"
+#include <sched.h>
 #include <string.h>
 #include "tests/tap.h"
 
@@ -137,6 +139,32 @@ static bool late_receive(void) {
   return good(&b, b.peer, tap_rank) && good(&d, d.peer, tap_rank);
 }
 
+// The last rank waits for the others outside of the messages, and the first for a message of its.
+static bool served(void) {
+  const bool last = tap_rank == tap_size - 1;
+  message out = {(tap_rank + 1) % tap_size, 9, 30011, true, memory[0], NULL};
+  message in = {(tap_rank + tap_size - 1) % tap_size, 9, 30011, false, memory[1], NULL};
+  MPI_Request all;
+  int over = 0;
+  fill(&out, false, tap_rank, out.peer);
+  fill(&in, true, 0, 0);
+  post(&out);
+  if (tap_rank > 0) post(&in);
+  SK_MPI(MPI_Barrier(MPI_COMM_WORLD));
+  if (tap_rank == 0) post(&in);
+  if (!last) pipe->wait(group, st, in.ticket);
+  if (!last) pipe->wait(group, st, out.ticket);
+  SK_MPI(MPI_Ibarrier(MPI_COMM_WORLD, &all));
+  while (!over) {
+    sk_transport_serve();
+    SK_MPI(MPI_Test(&all, &over, MPI_STATUS_IGNORE));
+    sched_yield();
+  }
+  if (last) pipe->wait(group, st, in.ticket);
+  if (last) pipe->wait(group, st, out.ticket);
+  return good(&in, in.peer, tap_rank);
+}
+
 static void test(int transport, const char *name) {
   sk_err e = {0};
   int links[SK_NTRANSPORTS], all = tap_size == 2 ? 1 : 2;
@@ -164,6 +192,7 @@ static void test(int transport, const char *name) {
          "%s: what was sent is counted", name);
   tap_ok(relay(), "%s: a relay in the order of the stream", name);
   tap_ok(late_receive(), "%s: who waits serves others", name);
+  tap_ok(served(), "%s: messages are served from outside", name);
   op->sync(st);
   pipe->close(group);
   for (int i = 0; i < 4 * MOST; i++) op->free(dev, memory[i]);
@@ -189,6 +218,8 @@ static void test_cpu(void) {
   sk_transport_staged_cpu = false;
   refused(SK_TRANSPORT_IPC, "do not share");
   refused(SK_TRANSPORT_NCCL, "GPUs only");
+  tap_ok(!sk_direct_open(MPI_COMM_WORLD, op, dev) && !sk_direct_open(MPI_COMM_SELF, op, dev),
+         "the CPU's ranks, and a rank alone, have no direct exchanges");
   op->stream_destroy(st);
   op->close(dev);
 }
