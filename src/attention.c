@@ -94,13 +94,13 @@ static void keys_here(const sk_ctx *c, const sk_attention *a, const void *qkv, s
 }
 
 void sk_attention_begin(sk_ctx *c, const sk_attention *a, const sk_tokens_here *t, sk_attention_saved *s,
-                        sk_attention_flight *f, const void *u, sk_attention_cache *cache) {
+                        sk_attention_flight *f, sk_gathering *u, sk_attention_cache *cache) {
   sk_timer_begin(c->timer, SK_T_ATTENTION);
   *f = (sk_attention_flight){0};
   s->qkv = sk_take_act(c, c->saved, t->n * a->qkv.out);
   s->o = sk_take_act(c, c->saved, t->n * a->H * a->hd);
   s->lse = sk_take_f32(c->saved, t->n * a->H);
-  sk_linear_forward(c, &a->qkv, s->qkv, 0, u, t->n);
+  sk_linear_forward_gathered(c, &a->qkv, s->qkv, u);
   sk_linear_bias(c, &a->qkv, s->qkv, t->n);
   rotate(c, a, t, s->qkv, 1);
   if (cache) to_cache(c, a, &t->piece[0], s->qkv, cache, f);

@@ -50,9 +50,9 @@ void sk_attention_add(sk_registry *r, const sk_model_cfg *m, int64_t layer, sk_a
 /* Before the first step: the device may make what it needs for micro-batches of this form. */
 void sk_attention_ready(const sk_ctx *c, const sk_attention *a, const sk_tokens_here *t);
 
-/* 1. Projections and rotation of u[n,d]; starts the exchange. cache: NULL in training. */
+/* 1. Projections and rotation of u[n,d], beside its gather or after; starts the exchange. cache: NULL in training. */
 void sk_attention_begin(sk_ctx *c, const sk_attention *a, const sk_tokens_here *t, sk_attention_saved *s,
-                        sk_attention_flight *f, const void *u, sk_attention_cache *cache);
+                        sk_attention_flight *f, sk_gathering *u, sk_attention_cache *cache);
 /* 2. out[n,d] = beta * out + o_proj(attention), without o_proj's bias; a partial sum under tp. */
 void sk_attention_end(sk_ctx *c, const sk_attention *a, const sk_tokens_here *t, sk_attention_saved *s,
                       sk_attention_flight *f, void *out, double beta);

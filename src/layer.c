@@ -96,12 +96,16 @@ static void mixer_forward(sk_ctx *c, const sk_layer *l, const sk_tokens_here *t,
   sk_mamba_flight mf;
   sk_attention_flight af;
   sk_ctx side;
-  const void *u = sk_gather(c, &c->scratch, s->n1.u, t, l->d);
+  sk_gathering u = sk_gather_begin(c, &c->scratch, s->n1.u, t, l->d);
   void *part = sk_partial(c, out, t, l->d);
+  if (mamba) {
+    sk_mamba_own(c, &l->mamba, t, &s->mamba, &u);
+    sk_gather_end(c, &u); /* before the fork: both branches read u */
+  }
   sk_ctx *a = fork_branch(c, &side, mamba && attention);
   /* The exchanges of one branch run beside the work of the other. */
-  if (mamba) sk_mamba_begin(c, &l->mamba, t, &s->mamba, &mf, u);
-  if (attention) sk_attention_begin(a, &l->attention, t, &s->attention, &af, u, cache ? &cache->attention : NULL);
+  if (mamba) sk_mamba_begin(c, &l->mamba, t, &s->mamba, &mf, &u);
+  if (attention) sk_attention_begin(a, &l->attention, t, &s->attention, &af, &u, cache ? &cache->attention : NULL);
   if (mamba) sk_mamba_middle(c, &l->mamba, t, &s->mamba, &mf, mc);
   if (attention) sk_attention_end(a, &l->attention, t, &s->attention, &af, part, 0);
   if (mamba) sk_mamba_end(c, &l->mamba, t, &s->mamba, &mf, mc);
@@ -114,12 +118,12 @@ static void mixer_forward(sk_ctx *c, const sk_layer *l, const sk_tokens_here *t,
 
 static void mlp_forward(sk_ctx *c, const sk_layer *l, const sk_tokens_here *t, sk_layer_saved *s, void *out) {
   const sk_mlp *f = &l->ff;
-  const void *u = sk_gather(c, &c->scratch, s->n2.u, t, l->d);
+  sk_gathering u = sk_gather_begin(c, &c->scratch, s->n2.u, t, l->d);
   void *part = sk_partial(c, out, t, l->d);
   sk_timer_begin(c->timer, SK_T_MLP);
   s->gu = sk_take_act(c, c->saved, t->n * 2 * f->F);
   s->act = sk_take_act(c, sk_cheap(c), t->n * f->F);
-  sk_linear_forward(c, &f->gu, s->gu, 0, u, t->n);
+  sk_linear_forward_gathered(c, &f->gu, s->gu, &u);
   sk_linear_bias(c, &f->gu, s->gu, t->n);
   c->op->swiglu(c->st, s->act, s->gu, f->gate, t->n, f->F);
   sk_linear_forward(c, &f->down, part, 0, s->act, t->n);
@@ -146,10 +150,12 @@ void sk_layer_forward(sk_ctx *c, const sk_layer *l, const sk_tokens_here *t, sk_
 /* Starts to gather the gradient of all tokens' outputs. dh itself changes on the way to the layer before, so weight
  * gradients that are put off need a copy. */
 static sk_gathering outputs_grad(sk_ctx *c, const sk_tokens_here *t, int64_t d, const void *dh) {
-  if (c->n_tp > 1 || !c->queue) return sk_gather_begin(c, sk_until_wgrad(c), dh, t, d);
-  void *copy = sk_take_act(c, c->saved, t->n * d);
-  c->op->copy(c->st, copy, dh, (size_t)(t->n * d) * sk_dtype_size(c->act));
-  return (sk_gathering){.full = copy};
+  if (c->n_tp == 1 && c->queue) {
+    void *copy = sk_take_act(c, c->saved, t->n * d);
+    c->op->copy(c->st, copy, dh, (size_t)(t->n * d) * sk_dtype_size(c->act));
+    dh = copy;
+  }
+  return sk_gather_begin(c, sk_until_wgrad(c), dh, t, d);
 }
 
 /* What the MLP's last weight gradient reads. It is computed beside the mixer's first exchange. */
@@ -181,12 +187,11 @@ static void mlp_backward(sk_ctx *c, const sk_layer *l, const sk_tokens_here *t, 
     s->act = sk_take_act(c, sk_until_wgrad(c), t->n * f->F);
     c->op->swiglu(c->st, s->act, s->gu, f->gate, t->n, f->F);
   }
-  const void *dout_all = sk_gather_end(c, &dout);
-  sk_linear_dgrad(c, &f->down, dact, 0, dout_all, t->n);
+  sk_linear_dgrad_gathered(c, &f->down, dact, &dout);
   c->op->swiglu_grad(c->st, dgu, dact, s->gu, f->gate, t->n, f->F);
   sk_linear_dgrad(c, &f->gu, part, 0, dgu, t->n);
   sk_scattering sum = sk_scatter_begin(c, du, part, t, l->d);
-  sk_linear_wgrad(c, &f->down, dout_all, s->act, t->n);
+  sk_linear_wgrad(c, &f->down, dout.full, s->act, t->n);
   sk_timer_end(c->timer);
   *flight = (mlp_flight){dgu, sk_gather_end(c, &u)};
   sk_scatter_end(c, &sum);

@@ -57,6 +57,50 @@ void sk_linear_backward(const sk_ctx *c, const sk_linear *l, void *dx, double be
   sk_linear_wgrad(c, l, dy, x, n);
 }
 
+/* sk_linear_forward or _dgrad; rows are ldy and ldx elements apart. */
+typedef struct product {
+  void (*take)(const sk_ctx *c, const sk_linear *l, void *y, double beta, const void *x, int64_t n);
+  int64_t ldy, ldx;
+} product;
+
+static product forward(const sk_linear *l) { return (product){sk_linear_forward, l->ld, l->in}; }
+
+static void own(const sk_ctx *c, const sk_linear *l, product p, void *y, const sk_gathering *x) {
+  if (x->own > 0) p.take(c, l, sk_at(c, y, x->first * p.ldy), 0, x->local, x->own);
+}
+
+static void others(const sk_ctx *c, const sk_linear *l, product p, void *y, const sk_gathering *x) {
+  int64_t next = x->first + x->own;
+  if (x->first > 0) p.take(c, l, y, 0, x->full, x->first);
+  if (next < x->n) p.take(c, l, sk_at(c, y, next * p.ldy), 0, sk_at(c, x->full, next * p.ldx), x->n - next);
+}
+
+static void gathered(sk_ctx *c, const sk_linear *l, product p, void *y, sk_gathering *x) {
+  if (x->over) {
+    p.take(c, l, y, 0, x->full, x->n);
+    return;
+  }
+  own(c, l, p, y, x);
+  sk_gather_end(c, x);
+  others(c, l, p, y, x);
+}
+
+void sk_linear_forward_gathered(sk_ctx *c, const sk_linear *l, void *y, sk_gathering *x) {
+  gathered(c, l, forward(l), y, x);
+}
+
+void sk_linear_dgrad_gathered(sk_ctx *c, const sk_linear *l, void *dx, sk_gathering *dy) {
+  gathered(c, l, (product){sk_linear_dgrad, l->in, l->ld}, dx, dy);
+}
+
+void sk_linear_forward_own(const sk_ctx *c, const sk_linear *l, void *y, const sk_gathering *x) {
+  own(c, l, forward(l), y, x);
+}
+
+void sk_linear_forward_others(const sk_ctx *c, const sk_linear *l, void *y, const sk_gathering *x) {
+  others(c, l, forward(l), y, x);
+}
+
 void sk_linear_bias(const sk_ctx *c, const sk_linear *l, void *y, int64_t n) {
   if (l->b >= 0) c->op->bias(c->st, y, l->ld, sk_weight(c, l->b), l->bscale, n, l->out);
 }

@@ -2,7 +2,7 @@
  * this rank's shard. */
 #ifndef SK_LINEAR_H
 #define SK_LINEAR_H
-#include "src/ctx.h"
+#include "src/shard.h"
 
 /* Several parameters that were registered one after the other with `join` form one W (q|k|v,
  * gate|up): w and b are then the first ones' indices and `out` the sum of their rows. */
@@ -37,6 +37,15 @@ void sk_linear_backward(const sk_ctx *c, const sk_linear *l, void *dx, double be
 /* The same in two steps, for an x that arrives late. */
 void sk_linear_dgrad(const sk_ctx *c, const sk_linear *l, void *dx, double beta, const void *dy, int64_t n);
 void sk_linear_wgrad(const sk_ctx *c, const sk_linear *l, const void *dy, const void *x, int64_t n);
+
+/* y = alpha * x W^T, dx = alpha * dy W while x or dy is being gathered: this rank's rows, which are here, then the end
+ * of the gather, then the others. All rows at once when it is over already. */
+void sk_linear_forward_gathered(sk_ctx *c, const sk_linear *l, void *y, sk_gathering *x);
+void sk_linear_dgrad_gathered(sk_ctx *c, const sk_linear *l, void *dx, sk_gathering *dy);
+/* The first in two steps, with the end of the gather between them. */
+void sk_linear_forward_own(const sk_ctx *c, const sk_linear *l, void *y, const sk_gathering *x);
+void sk_linear_forward_others(const sk_ctx *c, const sk_linear *l, void *y, const sk_gathering *x);
+
 /* y[n,out] += bscale * bias;  dbias += bscale * sum of dy. Nothing without a bias. */
 void sk_linear_bias(const sk_ctx *c, const sk_linear *l, void *y, int64_t n);
 void sk_linear_bias_grad(const sk_ctx *c, const sk_linear *l, const void *dy, int64_t n);

@@ -194,12 +194,18 @@ static void advance_halo(const sk_ctx *c, const sk_mamba *m, const sk_piece *p, 
 
 /* ---- forward ---- */
 
+void sk_mamba_own(sk_ctx *c, const sk_mamba *m, const sk_tokens_here *t, sk_mamba_saved *s, const sk_gathering *u) {
+  sk_timer_begin(c->timer, SK_T_MAMBA);
+  *s = (sk_mamba_saved){.proj = sk_take_act(c, c->saved, t->n * m->dip)};
+  sk_linear_forward_own(c, &m->in, s->proj, u);
+  sk_timer_end(c->timer);
+}
+
 void sk_mamba_begin(sk_ctx *c, const sk_mamba *m, const sk_tokens_here *t, sk_mamba_saved *s,
-                    sk_mamba_flight *f, const void *u) {
+                    sk_mamba_flight *f, const sk_gathering *u) {
   sk_timer_begin(c->timer, SK_T_MAMBA);
   *f = (sk_mamba_flight){0};
-  *s = (sk_mamba_saved){.proj = sk_take_act(c, c->saved, t->n * m->dip)};
-  sk_linear_forward(c, &m->in, s->proj, 0, u, t->n);
+  sk_linear_forward_others(c, &m->in, s->proj, u);
   sk_linear_bias(c, &m->in, s->proj, t->n);
   if (c->n_cp > 1) sk_mamba_halo_send(c, m, t, f, s->proj);
   sk_timer_end(c->timer);

@@ -50,16 +50,18 @@ bool sk_mamba_fits(const sk_model_cfg *m, int tp);
 
 void sk_mamba_add(sk_registry *r, const sk_model_cfg *m, int64_t layer, sk_mamba *s);
 
-/* 1. in_proj of u[n,d]; starts the exchange of the halo. */
+/* 1. in_proj of this rank's own rows of u[n,d], beside the gather. */
+void sk_mamba_own(sk_ctx *c, const sk_mamba *m, const sk_tokens_here *t, sk_mamba_saved *s, const sk_gathering *u);
+/* 2. After the gather: in_proj of the other rows; starts the exchange of the halo. */
 void sk_mamba_begin(sk_ctx *c, const sk_mamba *m, const sk_tokens_here *t, sk_mamba_saved *s,
-                    sk_mamba_flight *f, const void *u);
-/* 2. conv, dt; starts the exchange of states. cache: NULL in training. */
+                    sk_mamba_flight *f, const sk_gathering *u);
+/* 3. conv, dt; starts the exchange of states. cache: NULL in training. */
 void sk_mamba_middle(sk_ctx *c, const sk_mamba *m, const sk_tokens_here *t, sk_mamba_saved *s,
                      sk_mamba_flight *f, sk_mamba_cache *cache);
-/* 3. SSD and gate. */
+/* 4. SSD and gate. */
 void sk_mamba_end(sk_ctx *c, const sk_mamba *m, const sk_tokens_here *t, sk_mamba_saved *s,
                   sk_mamba_flight *f, sk_mamba_cache *cache);
-/* 4. out[n,d] = beta * out + out_proj(gated), without out_proj's bias; a partial sum under tp. */
+/* 5. out[n,d] = beta * out + out_proj(gated), without out_proj's bias; a partial sum under tp. */
 void sk_mamba_out(sk_ctx *c, const sk_mamba *m, const sk_tokens_here *t, const sk_mamba_saved *s, void *out,
                   double beta);
 

@@ -1,8 +1,9 @@
 #include "src/shard.h"
 
 sk_gathering sk_gather_begin(sk_ctx *c, sk_arena *a, const void *local, const sk_tokens_here *t, int64_t d) {
-  if (c->n_tp == 1) return (sk_gathering){.full = (void *)(uintptr_t)local};
-  sk_gathering g = {.full = sk_take_act(c, a, t->n * d)};
+  if (c->n_tp == 1) return (sk_gathering){.local = local, .full = (void *)(uintptr_t)local, .n = t->n, .over = true};
+  sk_gathering g = {.local = local, .full = sk_take_act(c, a, t->n * d), .first = c->tp_rank * t->n_local,
+                    .own = t->n_local, .n = t->n};
   size_t bytes = (size_t)(t->n_local * d) * sk_dtype_size(c->act);
   sk_timer_begin(c->timer, SK_T_TP);
   g.ticket = c->comm->all_gather(c->tp, c->st, g.full, local, bytes);
@@ -11,11 +12,12 @@ sk_gathering sk_gather_begin(sk_ctx *c, sk_arena *a, const void *local, const sk
 }
 
 void *sk_gather_end(sk_ctx *c, sk_gathering *g) {
-  if (c->n_tp == 1) return g->full;
+  if (g->over) return g->full;
   sk_timer_begin(c->timer, SK_T_TP);
   c->comm->wait(c->tp, c->st, g->ticket);
   sk_timer_end(c->timer);
   g->ticket = NULL;
+  g->over = true;
   return g->full;
 }
 

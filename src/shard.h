@@ -5,9 +5,13 @@
 #define SK_SHARD_H
 #include "src/ctx.h"
 
-/* An all-gather under way. */
+/* An all-gather under way. What is computed row by row can take this rank's rows from `local` at once, the others
+ * from `full` when it is over. Without tp it never is under way: all rows are `others`. */
 typedef struct sk_gathering {
+  const void *local;
   void *full;
+  int64_t first, own, n; /* full has n rows, local is `own` of them from `first` on */
+  bool over;
   sk_ticket *ticket;
 } sk_gathering;
 
