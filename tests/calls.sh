@@ -53,6 +53,8 @@ if [ "$gpus" -lt 2 ]; then
   finish
 fi
 audit "tp 2" 2 --set parallel.tp=2
+# Parts of 4 MiB, which go by the copy engines.
+audit "tp 2, large parts" 2 --set parallel.tp=2 --set model.hidden_size=1024 --set data.sequence=4096 --set train.dtype=bf16
 audit "cp 2" 2 --set parallel.cp=2
 audit "dp 2" 2
 audit "pp 2, ipc" 2 --set parallel.pp=2 --set parallel.transport=ipc
