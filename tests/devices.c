@@ -1,8 +1,9 @@
 /* devices.c: two ranks with a GPU each: collectives and messages between the GPUs' memories, by
  * NCCL, by the copy engines and through the host by MPI, and small models trained on tp 2, cp 2,
  * pp 2 and dp 2 against one GPU. Where there is one GPU the ranks share it and NCCL, which cannot,
- * is tried by each rank alone; without a GPU all is skipped. With SAKER_SHARED_GPU=1 other programs may use the GPUs, and
- * what a step allocates, which is seen by what the GPU has left, is not looked at. */
+ * is tried by each rank alone; without a GPU all is skipped. With SAKER_SHARED_GPU=1 other programs
+ * may use the GPUs, and what a step allocates, which is seen by what the GPU has left, is not looked
+ * at. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -277,38 +278,6 @@ static void test_alone(void) {
   op->close(dev);
 }
 
-// direct.c for itself: also where the ranks share a GPU. One stream, and no work on it is waited
-// for between the exchanges.
-static void test_direct(sk_dtype act) {
-  sk_err e = {0};
-  dev = op->open(tap_rank % gpus, act, &e);
-  SK_CHECK(dev, "%s", e.msg);
-  st = op->stream_create(dev);
-  sk_direct *d = sk_direct_open(MPI_COMM_WORLD, op, dev);
-  const char *name = act == SK_F32 ? "fp32" : "bf16";
-  if (d) {
-    const size_t bytes = COUNT * sk_dtype_size(act);
-    memory src = make(COUNT, act, tap_rank, 1), part = make(2 * COUNT, act, tap_rank, 2);
-    memory all = make(2 * COUNT, act, 0, -1), sum = make(COUNT, act, 0, -1);
-    void *ws = keep(bytes), *mine = (char *)part.at + (size_t)tap_rank * bytes;
-    for (int i = 0; i < 50; i++) { // every exchange overwrites the one before
-      op->zero(st, all.at, 2 * bytes);
-      sk_direct_gather(d, st, all.at, src.at, bytes);
-      sk_direct_scatter(d, st, sum.at, part.at, COUNT, act, ws);
-    }
-    tap_ok(take(&all, gathered, 0, 1), "directly, %s: gathers", name);
-    bool good = take(&sum, sum_of, (int64_t)tap_rank * COUNT, 2);
-    sk_direct_scatter(d, st, mine, part.at, COUNT, act, ws);
-    tap_ok(good && same_bits(mine, sum.at, bytes), "directly, %s: sums, and one in place", name);
-    sk_direct_close(d);
-  } else {
-    tap_skip("directly, %s: the GPUs' memory cannot be mapped", name);
-  }
-  drop_all();
-  op->stream_destroy(st);
-  op->close(dev);
-}
-
 // ---- training ----
 
 typedef struct batch {
@@ -501,7 +470,6 @@ int main(int argc, char **argv) {
   else if (sk_comm_nccl)
     test_comm(sk_comm_nccl);
   test_comm(&sk_comm_mpi);
-  for (int act = SK_F32; act <= (op == sk_cuda ? SK_BF16 : SK_F32); act++) test_direct((sk_dtype)act);
   test_grids();
   return tap_done();
 }

@@ -12,7 +12,7 @@ check_PROGRAMS += \
   tests/cudnn.1 \
   tests/damage.1 tests/damage.3 \
   tests/data.1 tests/data.2 \
-  tests/device.1 tests/devices.2 \
+  tests/device.1 tests/devices.2 tests/direct.4 \
   tests/events.1 \
   tests/faults.1 tests/faults.2 \
   tests/generate.1 \
@@ -64,6 +64,7 @@ tests_data_2_SOURCES = $(tests_data_1_SOURCES)
 tests_device_1_SOURCES = tests/device.c tests/device_check.c tests/device_check.h tests/device_engine.c \
   tests/device_mixer.c tests/device_tap.h tests/small_model.h tests/tap.h
 tests_devices_2_SOURCES = tests/devices.c tests/small_model.h tests/tap.h
+tests_direct_4_SOURCES = tests/direct.c tests/tap.h
 tests_events_1_SOURCES = tests/events.c tests/tap.h
 tests_faults_1_SOURCES = tests/faults.c tests/faults_shim.c tests/faults_shim.h tests/tap.h
 tests_faults_2_SOURCES = $(tests_faults_1_SOURCES)
