@@ -21,11 +21,13 @@ static void *keep(int64_t n) {
   return kept[n_kept++] = p;
 }
 
-// An element of act: sums of these are rounded, and another order gives others.
+// To the nearest bf16, ties to even, where act is that: sums are rounded, and another order gives others.
 static float rounded(float x) {
-  uint32_t raw = 0;
-  sk_cpu_ops.cast(NULL, &raw, act, &x, SK_F32, 1);
-  sk_cpu_ops.cast(NULL, &x, SK_F32, &raw, act, 1);
+  uint32_t u;
+  if (act == SK_F32) return x;
+  memcpy(&u, &x, sizeof u);
+  u = (u + 0x7fff + (u >> 16 & 1)) & 0xffff0000;
+  memcpy(&x, &u, sizeof u);
   return x;
 }
 
