@@ -12,6 +12,10 @@
  * and dst and ws must not be touched. Several tickets may be open at once and be waited for in any
  * order.
  *
+ * A host waits for other hosts in wait (MPI; messages), or in the call where GPUs exchange large
+ * parts directly (direct.h): such calls to different groups are to be made in one order by all ranks
+ * concerned, as by a program that is the same on all of them. With NCCL it never waits for a GPU.
+ *
  * Sums are of fp32 or of the device's act elements. MPI takes them in the group's rank order,
  * ((part 0 + part 1) + part 2) + ...: the same bits on every rank, whatever the position in the
  * buffer and however the buffer is cut. So do the GPUs where they exchange bf16 parts directly

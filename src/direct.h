@@ -5,7 +5,8 @@
  *
  * An exchange is enqueued as a whole when its call returns: work enqueued later on its stream finds
  * what arrived and may overwrite what was sent. A host waits in the call for the other hosts (and
- * serves the pipeline's messages meanwhile), never for a GPU. All exchanges are called with the same
+ * serves the pipeline's messages meanwhile), never for a GPU: exchanges of different groups are to be
+ * called in one order by all ranks concerned. All exchanges of a group are called with the same
  * stream, and memory that others copy into (dst of gathers, ws of scatters) must not be freed
  * before sk_direct_close: it stays mapped until then. */
 #ifndef SK_DIRECT_H
