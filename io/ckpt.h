@@ -61,8 +61,9 @@ typedef struct sk_ckpt_file {
  * A save is begun, goes on by itself in a thread of each rank, and is moved along by the ranks together:
  *
  *   sk_ckpt_form_make      once: the structure of the files
- *   sk_ckpt_begin          threads: write this rank's slabs and read them back
- *   sk_ckpt_go_on          all have written: threads: hash files, sync what they wrote
+ *   sk_ckpt_begin          threads: write this rank's slabs
+ *   sk_ckpt_go_on          all have written: threads: read files back for their hash, and to see that they hold what
+ *                          was written; sync what they wrote
  *   sk_ckpt_go_on          all is hashed: rank 0's thread: manifest.json with its own hash, sync, rename to step-N,
  *   sk_ckpt_go_on          `latest`, pruning. Over: sk_ckpt_end
  *

@@ -15,12 +15,12 @@ typedef struct sk_ckpt_part {
   const sk_h5_form *form;
   sk_hash_text *hash; /* [file->n_slab] XXH3-128 of the slabs as they are in memory; undefined for empty ones */
   int fd;             /* -1: closed */
+  atomic_uint_fast64_t sum; /* sk_ckpt_sum of what was written so far */
 } sk_ckpt_part;
 
 /* What one thread needs to write. */
 typedef struct sk_ckpt_room {
   sk_hash *hash;
-  char *buf;
   float *slab; /* [slab_count] values of a slab without data */
   int64_t slab_count;
 } sk_ckpt_room;
@@ -29,9 +29,9 @@ void sk_ckpt_room_close(sk_ckpt_room *r);
 
 /* Opens the file, which is created where it is missing. structure: writes all but the slabs, the file's size first. */
 int sk_ckpt_part_open(sk_ckpt_part *w, bool structure, sk_err *e);
-/* Writes a slab to its place, compares what the file then holds, and sets hash[slab]. Different slabs may be written by
- * several threads at the same time where the file has no source. */
-int sk_ckpt_part_slab(const sk_ckpt_part *w, int slab, sk_ckpt_room *r, sk_err *e);
+/* Writes a slab to its place and sets hash[slab]. Different slabs may be written by several threads at the same time where
+ * the file has no source. */
+int sk_ckpt_part_slab(sk_ckpt_part *w, int slab, sk_ckpt_room *r, sk_err *e);
 /* The disk begins to write what has come so far; may wait for it, but not for all of it. */
 void sk_ckpt_part_flush(const sk_ckpt_part *w);
 /* A close is what makes NFS show a file to the other nodes, which are about to read it; this one keeps it open, so that
@@ -40,8 +40,14 @@ int sk_ckpt_part_show(const sk_ckpt_part *w, sk_err *e);
 /* sync: waits for the disk before. Nothing to do for a file that is not open. */
 int sk_ckpt_part_close(sk_ckpt_part *w, bool sync, sk_err *e);
 
+/* What n bytes at byte `at` of a file add to its sum, modulo 2^64: every 32-bit word (little-endian, from the file's
+ * beginning) times its number, which begins at 1. Bytes that nobody writes are 0 and add nothing, so the sums of all
+ * writers together are that of the file. A changed bit always shows (in files below 32 GiB), a lost write unless by a
+ * chance of 2^-64. */
+uint64_t sk_ckpt_sum(const char *data, size_t n, int64_t at);
+
 /* A file does not hold what a write said it took. */
-int sk_ckpt_lied(const char *path, const char *where, sk_err *e);
+int sk_ckpt_lied(const char *path, sk_err *e);
 
 /* ---- threads (ckpt_work.c) ---- */
 

@@ -142,6 +142,7 @@ struct sk_ckpt_job {
   const sk_ckpt_form *form;
   const sk_ckpt_file *file; /* [form->n_file], borrowed */
   sk_ckpt_part *part;       /* [form->n_file] */
+  uint64_t *sum;            /* [form->n_file] of what all ranks wrote */
   sk_manifest *m;           /* files: size and hash of those that this rank hashes; rank 0: all, and the sides */
   char *dir, *name, *tmp;   /* the folder, the checkpoint's name in it, path of the tmp folder */
   char *run_dir;            /* NULL: no hint and no pruning */
@@ -185,7 +186,7 @@ static void write_sides(sk_ckpt_job *j) {
     sk_hash_hex(t->side[i].data, t->side[i].size, f->hash);
     if (sk_fs_write(path, t->side[i].data, t->side[i].size, true, &j->err) == SK_OK &&
         sk_fs_hash(path, have, &j->err) == SK_OK && strcmp(have, f->hash) != 0)
-      sk_ckpt_lied(path, "its place", &j->err);
+      sk_ckpt_lied(path, &j->err);
     sk_free(path);
   }
 }
@@ -317,7 +318,12 @@ static void gather_slabs(sk_ckpt_job *j) {
   sk_free(mine);
 }
 
-/* ---- then: size and hash of each file by one rank, while every rank syncs its own ---- */
+static void add_sums(sk_ckpt_job *j) {
+  for (int k = 0; k < j->form->n_file; k++) j->sum[k] = atomic_load(&j->part[k].sum);
+  SK_MPI(MPI_Allreduce(MPI_IN_PLACE, j->sum, j->form->n_file, MPI_UINT64_T, MPI_SUM, j->comm));
+}
+
+/* ---- then: size, hash and sum of each file by one rank, while every rank syncs its own ---- */
 
 static void close_files(sk_ckpt_job *j, bool sync, sk_err *e) {
   for (int k = 0; k < j->form->n_file; k++) sk_ckpt_part_close(&j->part[k], sync && !e->code, e);
@@ -329,18 +335,22 @@ static void *sync_all(void *arg) {
   return NULL;
 }
 
+static void add_up(void *sum, const char *data, size_t n, int64_t at) { *(uint64_t *)sum += sk_ckpt_sum(data, n, at); }
+
+/* What is read here is what a load will read: its sum tells whether it is what was written. */
 static void hash_one(void *arg, int worker, int i, sk_err *e) {
   sk_ckpt_job *j = arg;
   int k = j->rank + i * j->size;
   (void)worker;
   sk_manifest_file *f = &j->m->file[k];
   const char *path = j->part[k].path;
+  uint64_t sum = 0;
   f->size = sk_fs_size(path);
   if (f->size != j->form->file[k].size)
     sk_fail(e, SK_FAILED, "%s: has %lld bytes where %lld were written", path, (long long)f->size,
             (long long)j->form->file[k].size);
-  else
-    sk_fs_hash(path, f->hash, e);
+  else if (sk_fs_hash_and(path, f->hash, add_up, &sum, e) == SK_OK && sum != j->sum[k])
+    sk_ckpt_lied(path, e);
 }
 
 static void hash_work(sk_ckpt_job *j) {
@@ -420,7 +430,7 @@ static int publish(const char *tmp, const char *final, sk_err *e) {
 static int check_manifest(const char *path, const char *text, sk_err *e) {
   sk_hash_text want, have;
   sk_hash_hex(text, strlen(text), want);
-  if (sk_fs_hash(path, have, e) == SK_OK && strcmp(want, have) != 0) sk_ckpt_lied(path, "its place", e);
+  if (sk_fs_hash(path, have, e) == SK_OK && strcmp(want, have) != 0) sk_ckpt_lied(path, e);
   return e->code;
 }
 
@@ -457,6 +467,7 @@ static void name_files(sk_ckpt_job *j) {
   SK_CHECK(n + n_side <= SK_CKPT_MAX_FILES, "%d files in a checkpoint", n + n_side);
   j->m->n_file = n + n_side;
   j->part = sk_calloc((size_t)n, sizeof *j->part);
+  j->sum = sk_calloc((size_t)n, sizeof *j->sum);
   for (int i = 0; i < n_side; i++) memcpy(j->m->file[n + i].name, t->side[i].name, sizeof j->m->file->name);
   for (int k = 0; k < n; k++) {
     sk_manifest_file *f = &j->m->file[k];
@@ -512,6 +523,7 @@ bool sk_ckpt_go_on(sk_ckpt_job *j) {
     j->phase = OVER;
   } else if (j->phase == WRITE) {
     gather_slabs(j);
+    add_sums(j);
     start(j, HASH, hash_work);
   } else if (j->phase == HASH) {
     gather_hashes(j);
@@ -535,6 +547,7 @@ int sk_ckpt_end(sk_ckpt_job *j, sk_ckpt_result *r, sk_err *e) {
     sk_free(j->part[k].path);
   }
   sk_free(j->part);
+  sk_free(j->sum);
   sk_free(j->m->slab);
   sk_free(j->m);
   sk_free(j->run_dir);

@@ -335,9 +335,49 @@ static void resting(void) {
   sk_ckpt_form_free(form);
 }
 
+// A file's sum by its definition.
+static uint64_t plain_sum(const unsigned char *p, size_t n) {
+  uint64_t sum = 0;
+  for (size_t i = 0; i < n; i++) sum += ((uint64_t)p[i] << 8 * (i % 4)) * (i / 4 + 1);
+  return sum;
+}
+
+/* However a file is cut, the parts add up to its sum; one bit more or less, or two words in each other's place, do not. */
+static void sums(void) {
+  enum { SIZE = 3 * (256 << 10) + 77 };
+  unsigned char *x = sk_malloc(SIZE);
+  for (size_t i = 0; i < SIZE; i++) x[i] = (unsigned char)sk_rand(5, i);
+  const uint64_t want = plain_sum(x, SIZE);
+  bool same = true, differs = true;
+  for (uint64_t cut = 0; cut < 40; cut++) {
+    uint64_t got = 0;
+    for (size_t at = 0, n; at < SIZE; at += n) {
+      n = 1 + (size_t)(sk_rand(cut, at) % (cut < 20 ? 300000 : 9));
+      if (n > SIZE - at) n = SIZE - at;
+      got += sk_ckpt_sum((char *)x + at, n, (int64_t)at);
+    }
+    same = same && got == want;
+  }
+  for (uint64_t i = 0; i < 1000; i++) {
+    size_t at = (size_t)(sk_rand(7, i) % SIZE), word = at / 4 % (SIZE / 4 - 1) * 4;
+    x[at] ^= (unsigned char)(1 << i % 8);
+    differs = differs && sk_ckpt_sum((char *)x, SIZE, 0) != want;
+    x[at] ^= (unsigned char)(1 << i % 8);
+    if (memcmp(x + word, x + word + 4, 4) == 0) continue;
+    uint64_t before = sk_ckpt_sum((char *)x + word, 8, (int64_t)word);
+    char two[8];
+    memcpy(two, x + word + 4, 4);
+    memcpy(two + 4, x + word, 4);
+    differs = differs && sk_ckpt_sum(two, 8, (int64_t)word) != before;
+  }
+  tap_ok(same, "a file's sum does not depend on how it is cut");
+  tap_ok(differs, "a changed bit and words that have changed places show in it");
+  sk_free(x);
+}
+
 int main(int argc, char **argv) {
   static void (*const test[])(void) = {round_trips,   large_slab,   column_blocks, manifest,   forged_manifests,
                                        damaged_files, verify_slabs, weights_only,  other_hdf5, steps_aside,
-                                       writers,       resting};
+                                       writers,       resting,      sums};
   return run_all(argc, argv, (int)(sizeof test / sizeof *test), test);
 }
