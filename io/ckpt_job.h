@@ -40,10 +40,9 @@ int sk_ckpt_part_show(const sk_ckpt_part *w, sk_err *e);
 /* sync: waits for the disk before. Nothing to do for a file that is not open. */
 int sk_ckpt_part_close(sk_ckpt_part *w, bool sync, sk_err *e);
 
-/* What n bytes at byte `at` of a file add to its sum, modulo 2^64: every 32-bit word (little-endian, from the file's
- * beginning) times its number, which begins at 1. Bytes that nobody writes are 0 and add nothing, so the sums of all
- * writers together are that of the file. A changed bit always shows (in files below 32 GiB), a lost write unless by a
- * chance of 2^-64. */
+/* What n bytes at byte `at` of a file add to its sum, modulo 2^64: every 64-bit word (little-endian, from the file's
+ * beginning) times 1, 3, 5 and so on. Bytes that nobody writes are 0 and add nothing, so the sums of all writers together
+ * are that of the file. As the weights are odd a changed bit always shows; a lost write does unless by a chance of 2^-64. */
 uint64_t sk_ckpt_sum(const char *data, size_t n, int64_t at);
 
 /* A file does not hold what a write said it took. */

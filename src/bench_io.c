@@ -9,12 +9,15 @@
 #include "src/layout.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-enum { COPY, STALL, PLAIN, HASH, WAITING, BEHIND, REMOVE, LOAD, STEP, STEP_BUSY, KINDS };
+enum {
+  COPY, STALL, PLAIN, PLAIN_BEHIND, HASH, WAITING, BEHIND, REMOVE, LOAD, STEP, STEP_BUSY, STEP_PLAIN, STEP_SAVED, KINDS
+};
 enum { NONE = LOAD }; /* compared with nothing */
 
 typedef struct bench_io {
@@ -92,17 +95,17 @@ static void plain_copy(bench_io *s, bool count) {
 }
 
 /* This thread's share of all files, of the same size each, in blocks: some threads begin with one, some with another. */
-static void for_blocks(bench_io *s, int thread, void (*one)(bench_io *, int fd, const char *, size_t, off_t, sk_err *),
+static void for_blocks(bench_io *s, int thread, int threads, void (*one)(bench_io *, int, const char *, size_t, off_t, sk_err *),
                        sk_err *e) {
   const int64_t most = 16 << 20, block = (int64_t)s->bytes < most ? (int64_t)s->bytes : most;
-  int64_t all = (int64_t)s->b->ranks * s->writers, me = (int64_t)s->b->rank * s->writers + thread, used = 0;
+  int64_t all = (int64_t)s->b->ranks * threads, me = (int64_t)s->b->rank * threads + thread, used = 0;
   for (int i = 0; i < s->n_file; i++) {
     int k = (int)((me + i) % s->n_file);
     int64_t size = sk_ckpt_form_bytes(s->form, k), at = size / all * me, end = me == all - 1 ? size : size / all * (me + 1);
     for (; at < end && !e->code; at += block, used += block) {
       size_t part = (size_t)(end - at < block ? end - at : block);
       size_t room = s->bytes - (size_t)block; /* another place in memory for each block */
-      size_t from = room ? (size_t)(thread * (int64_t)room / s->writers + used) % room / 64 * 64 : 0;
+      size_t from = room ? (size_t)(thread * (int64_t)room / threads + used) % room / 64 * 64 : 0;
       one(s, s->fd[k], s->data + from, part, at, e);
     }
   }
@@ -123,62 +126,77 @@ static void hash_block(bench_io *s, int fd, const char *p, size_t n, off_t at, s
   if (!hex[0]) sk_fail(e, SK_FAILED, "%s: no hash", s->run);
 }
 
-static void write_share(void *arg, int worker, int i, sk_err *e) {
-  (void)worker;
-  for_blocks(arg, i, write_block, e);
-}
-
-static void hash_share(void *arg, int worker, int i, sk_err *e) {
-  (void)worker;
-  for_blocks(arg, i, hash_block, e);
-}
-
+/* What a thread does that has others write or hash, and how it went. */
 typedef struct in_thread {
   bench_io *s;
-  void (*one)(void *, int, int, sk_err *);
-  sk_err *e;
+  void (*one)(bench_io *, int fd, const char *, size_t, off_t, sk_err *);
+  int threads;
+  bool behind; /* training */
+  atomic_bool over;
+  double seconds;
+  sk_err e;
 } in_thread;
+
+static void share(void *arg, int worker, int i, sk_err *e) {
+  in_thread *t = arg;
+  (void)worker;
+  for_blocks(t->s, i, t->threads, t->one, e);
+}
 
 static void *run_writers(void *arg) {
   in_thread *t = arg;
+  double begin = sk_now();
   sk_ckpt_widen();
-  sk_ckpt_each(t->s->writers, t->s->writers, t->one, t->s, t->e);
+  if (t->behind) sk_ckpt_give_way();
+  sk_ckpt_each(t->threads, t->threads, share, t, &t->e);
+  for (int k = 0; k < t->s->n_file && t->one == write_block; k++)
+    if (fsync(t->s->fd[k]) != 0) sk_fs_fail(&t->e, t->s->run, "written", errno);
+  t->seconds = sk_now() - begin;
+  atomic_store(&t->over, true);
   return NULL;
 }
 
-/* By the threads that a checkpoint has. */
-static void by_writers(bench_io *s, void (*one)(void *, int, int, sk_err *), sk_err *e) {
+static void open_plain(bench_io *s, sk_err *e) {
+  for (int k = 0; k < s->n_file; k++) {
+    char *path = sk_strf("%s/plain-%d", s->run, k);
+    if (s->b->rank == 0 && !e->code) sk_fs_reserve(path, sk_ckpt_form_bytes(s->form, k), e);
+    s->fd[k] = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (s->fd[k] < 0) sk_fs_fail(e, path, "created", errno);
+    sk_free(path);
+  }
+}
+
+static void close_plain(bench_io *s, sk_err *e) {
+  for (int k = 0; k < s->n_file; k++) {
+    char *path = sk_strf("%s/plain-%d", s->run, k);
+    if (s->fd[k] >= 0 && close(s->fd[k]) != 0) sk_fs_fail(e, path, "written", errno);
+    s->fd[k] = -1;
+    sk_agree(s->b->comm, e);
+    if (s->b->rank == 0) unlink(path);
+    sk_free(path);
+  }
+}
+
+/* By the threads that a checkpoint has, while this one waits. */
+static double by_writers(bench_io *s, void (*one)(bench_io *, int, const char *, size_t, off_t, sk_err *), sk_err *e) {
   pthread_t thread;
-  in_thread t = {s, one, e};
+  in_thread t = {.s = s, .one = one, .threads = s->writers};
   if (sk_ckpt_thread(&thread, run_writers, &t)) pthread_join(thread, NULL);
   else run_writers(&t);
+  if (t.e.code) sk_fail(e, t.e.code, "%s", t.e.msg);
+  return t.seconds;
 }
 
 /* As many bytes by pwrite into as many preallocated files by as many threads, synced by every rank. */
 static void plain_write(bench_io *s, sk_err *e) {
-  char **path = sk_calloc((size_t)s->n_file, sizeof *path);
-  for (int k = 0; k < s->n_file; k++) path[k] = sk_strf("%s/plain-%d", s->run, k);
   MPI_Barrier(s->b->comm);
   double begin = sk_now();
-  for (int k = 0; k < s->n_file; k++) {
-    if (s->b->rank == 0 && !e->code) sk_fs_reserve(path[k], sk_ckpt_form_bytes(s->form, k), e);
-    s->fd[k] = open(path[k], O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (s->fd[k] < 0) sk_fs_fail(e, path[k], "created", errno);
-  }
-  if (!e->code) by_writers(s, write_share, e);
-  for (int k = 0; k < s->n_file; k++)
-    if (s->fd[k] >= 0 && (fsync(s->fd[k]) != 0 || close(s->fd[k]) != 0)) sk_fs_fail(e, path[k], "written", errno);
+  open_plain(s, e);
+  if (!e->code) by_writers(s, write_block, e);
   note(s, PLAIN, sk_now() - begin);
-  sk_agree(s->b->comm, e);
-  for (int k = 0; k < s->n_file; k++) {
-    if (s->b->rank == 0) unlink(path[k]);
-    sk_free(path[k]);
-  }
-  sk_free(path);
+  close_plain(s, e);
   MPI_Barrier(s->b->comm);
-  begin = sk_now();
-  if (!e->code) by_writers(s, hash_share, e);
-  note(s, HASH, sk_now() - begin);
+  if (!e->code) note(s, HASH, by_writers(s, hash_block, e));
 }
 
 /* ---- the real thing ---- */
@@ -216,26 +234,52 @@ static void quiet_steps(bench_io *s) {
   }
 }
 
-/* Training goes on as src/train.c does it; steps count while a thread worked from their begin to their end. */
+/* A step while others work; it counts as `kind` if they did from its begin to its end. */
+static double step_beside(bench_io *s, const atomic_bool *over, const sk_ckpt_job *job, int kind) {
+  int busy = job ? !sk_ckpt_idle(job) : !atomic_load(over);
+  double seconds = step(s);
+  busy = busy && (job ? !sk_ckpt_idle(job) : !atomic_load(over));
+  SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &busy, 1, MPI_INT, MPI_MAX, s->b->comm));
+  if (busy) note(s, kind, seconds), s->within++;
+  return seconds;
+}
+
+static bool all_say(bench_io *s, bool mine) {
+  SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &mine, 1, MPI_C_BOOL, MPI_LAND, s->b->comm));
+  return mine;
+}
+
+/* Plain writes behind training, by as many threads as a checkpoint has there: what any writer takes from it. */
+static void plain_behind(bench_io *s, sk_err *e) {
+  pthread_t thread;
+  in_thread t = {.s = s, .one = write_block, .threads = sk_ckpt_form_writers(s->form, true), .behind = true};
+  open_plain(s, e);
+  MPI_Barrier(s->b->comm);
+  bool threaded = !e->code && sk_ckpt_thread(&thread, run_writers, &t);
+  if (!threaded) atomic_store(&t.over, true);
+  while (!all_say(s, atomic_load(&t.over))) step_beside(s, &t.over, NULL, STEP_PLAIN);
+  if (threaded) pthread_join(thread, NULL);
+  if (all_say(s, threaded)) note(s, PLAIN_BEHIND, t.seconds);
+  if (t.e.code) sk_fail(e, t.e.code, "%s", t.e.msg);
+  close_plain(s, e);
+}
+
+/* Training goes on as src/train.c does it. */
 static void save_behind(bench_io *s, int64_t at, sk_err *e) {
   sk_ckpt_result r;
   quiet_steps(s);
   plain_copy(s, true);
   MPI_Barrier(s->b->comm);
-  double begin = sk_now();
+  double begin = sk_now(), all = 0;
   sk_ckpt_job *job = begin_save(s, at, true);
   note(s, STALL, sk_now() - begin);
   s->within = 0;
-  for (bool over = false; !over;) {
-    int busy = !sk_ckpt_idle(job), idle;
-    double seconds = step(s);
-    busy = busy && !sk_ckpt_idle(job);
-    SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &busy, 1, MPI_INT, MPI_MAX, s->b->comm));
-    if (busy) note(s, STEP_BUSY, seconds), s->within++;
-    idle = sk_ckpt_idle(job);
-    SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &idle, 1, MPI_INT, MPI_MIN, s->b->comm));
-    if (idle) over = sk_ckpt_go_on(job);
+  int n = 0;
+  for (bool over = false; !over; n++) {
+    all += step_beside(s, NULL, job, STEP_BUSY);
+    if (all_say(s, sk_ckpt_idle(job))) over = sk_ckpt_go_on(job);
   }
+  note(s, STEP_SAVED, all / n);
   sk_saver_end(s->saver, job, &r, e);
   note(s, BEHIND, r.busy);
   quiet_steps(s);
@@ -290,7 +334,10 @@ static void report(bench_io *s) {
   line(s, "step", 0, STEP, NONE, false);
   if (s->n[STEP_BUSY]) line(s, "step while writing", 0, STEP_BUSY, STEP, false);
   else sk_say("  no step lay within a save: a larger model or less of it in the batch tells more");
+  line(s, "steps of a save, mean", 0, STEP_SAVED, STEP, false);
+  if (s->n[STEP_PLAIN]) line(s, "step beside plain writes", 0, STEP_PLAIN, STEP, false);
   line(s, "plain writes, synced", s->total, PLAIN, NONE, false);
+  if (s->n[PLAIN_BEHIND]) line(s, "plain writes behind training", s->total, PLAIN_BEHIND, PLAIN, true);
   line(s, "hashing alone", s->total, HASH, NONE, false);
   line(s, "checkpoint, training waits", s->total, WAITING, PLAIN, true);
   line(s, "checkpoint, behind training", s->total, BEHIND, PLAIN, true);
@@ -327,6 +374,7 @@ static int measure(bench_io *s, sk_err *e) {
   for (int64_t i = 0; i < s->b->warmup && repeat; i++) step(s), plain_copy(s, false);
   for (int64_t i = 0; i < repeat && !e->code; i++) { // in turn: disks and neighbours change with time
     plain_write(s, e);
+    if (!e->code) plain_behind(s, e);
     if (!e->code) save_waiting(s, 2 * i + 1, e);
     remove_saved(s, 2 * i + 1);
     if (!e->code) save_behind(s, 2 * i + 2, e);

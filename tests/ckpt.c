@@ -338,7 +338,7 @@ static void resting(void) {
 // A file's sum by its definition.
 static uint64_t plain_sum(const unsigned char *p, size_t n) {
   uint64_t sum = 0;
-  for (size_t i = 0; i < n; i++) sum += ((uint64_t)p[i] << 8 * (i % 4)) * (i / 4 + 1);
+  for (size_t i = 0; i < n; i++) sum += ((uint64_t)p[i] << 8 * (i % 8)) * (2 * (i / 8) + 1);
   return sum;
 }
 
@@ -359,16 +359,16 @@ static void sums(void) {
     same = same && got == want;
   }
   for (uint64_t i = 0; i < 1000; i++) {
-    size_t at = (size_t)(sk_rand(7, i) % SIZE), word = at / 4 % (SIZE / 4 - 1) * 4;
+    size_t at = (size_t)(sk_rand(7, i) % SIZE), word = at / 8 % (SIZE / 8 - 1) * 8;
     x[at] ^= (unsigned char)(1 << i % 8);
     differs = differs && sk_ckpt_sum((char *)x, SIZE, 0) != want;
     x[at] ^= (unsigned char)(1 << i % 8);
-    if (memcmp(x + word, x + word + 4, 4) == 0) continue;
-    uint64_t before = sk_ckpt_sum((char *)x + word, 8, (int64_t)word);
-    char two[8];
-    memcpy(two, x + word + 4, 4);
-    memcpy(two + 4, x + word, 4);
-    differs = differs && sk_ckpt_sum(two, 8, (int64_t)word) != before;
+    if (memcmp(x + word, x + word + 8, 8) == 0) continue;
+    uint64_t before = sk_ckpt_sum((char *)x + word, 16, (int64_t)word);
+    char two[16];
+    memcpy(two, x + word + 8, 8);
+    memcpy(two + 8, x + word, 8);
+    differs = differs && sk_ckpt_sum(two, 16, (int64_t)word) != before;
   }
   tap_ok(same, "a file's sum does not depend on how it is cut");
   tap_ok(differs, "a changed bit and words that have changed places show in it");
