@@ -277,7 +277,7 @@ static void save_behind(bench_io *s, int64_t at, sk_err *e) {
   int n = 0;
   for (bool over = false; !over; n++) {
     all += step_beside(s, NULL, job, STEP_BUSY);
-    if (all_say(s, sk_ckpt_idle(job))) over = sk_ckpt_go_on(job);
+    if (all_say(s, sk_ckpt_idle(job))) over = sk_saver_go_on(s->saver, job);
   }
   note(s, STEP_SAVED, all / n);
   sk_saver_end(s->saver, job, &r, e);

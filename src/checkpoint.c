@@ -80,7 +80,8 @@ struct sk_saver {
   file *file;
   sk_ckpt_file *part;
   sk_ckpt_form *form;
-  int threads, aside; /* that compute, and while a save goes on behind them */
+  int threads, aside; /* that compute, and while others work on a save behind them */
+  const sk_ckpt_job *job; /* theirs */
 };
 
 static int64_t elements(const sk_param *p) {
@@ -170,6 +171,28 @@ int sk_saver_files(const sk_saver *s, const sk_ckpt_form **form) {
   return s->n_file;
 }
 
+static void come_back(sk_saver *s) {
+  sk_ctx *c = &s->g->ctx;
+  if (!c->between) return;
+  c->between = NULL;
+  c->op->threads(c->dev, s->threads);
+}
+
+/* Between two layers: a step may be much longer than what those that write have to do in it. */
+static void look(void *arg) {
+  sk_saver *s = arg;
+  if (sk_ckpt_idle(s->job)) come_back(s);
+}
+
+static void step_aside(sk_saver *s, const sk_ckpt_job *job) {
+  sk_ctx *c = &s->g->ctx;
+  if (s->aside == s->threads) return;
+  s->job = job;
+  c->between = look;
+  c->between_arg = s;
+  c->op->threads(c->dev, s->aside);
+}
+
 sk_ckpt_job *sk_saver_begin(sk_saver *s, const char *run_dir, const sk_ckpt_meta *meta, bool behind, int64_t keep,
                             int64_t keep_every) {
   sk_engine *g = s->g;
@@ -181,13 +204,21 @@ sk_ckpt_job *sk_saver_begin(sk_saver *s, const char *run_dir, const sk_ckpt_meta
   op->copy_host(g->ctx.st, s->host + s->n, g->opt.m, s->n * sizeof(float));
   op->copy_host(g->ctx.st, s->host + 2 * s->n, g->opt.v, s->n * sizeof(float));
   op->sync(g->ctx.st);
-  if (behind && s->aside < s->threads) op->threads(g->ctx.dev, s->aside);
-  return sk_ckpt_begin(s->comm, run_dir, meta, s->form, s->part, behind, keep, keep_every);
+  sk_ckpt_job *job = sk_ckpt_begin(s->comm, run_dir, meta, s->form, s->part, behind, keep, keep_every);
+  if (behind) step_aside(s, job);
+  return job;
+}
+
+bool sk_saver_go_on(sk_saver *s, sk_ckpt_job *job) {
+  const bool over = sk_ckpt_go_on(job);
+  if (over) come_back(s);
+  else step_aside(s, job);
+  return over;
 }
 
 int sk_saver_end(sk_saver *s, sk_ckpt_job *job, sk_ckpt_result *r, sk_err *e) {
   sk_ckpt_end(job, r, e);
-  if (s->aside < s->threads) s->g->ctx.op->threads(s->g->ctx.dev, s->threads);
+  come_back(s);
   return e->code;
 }
 

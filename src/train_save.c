@@ -93,7 +93,7 @@ int sk_train_save(sk_train *t, bool last, sk_err *e) {
 int sk_train_save_on(sk_train *t, bool idle, sk_err *e) {
   if (!t->job || !idle) return SK_OK;
   sk_timer_begin(&t->timer, SK_T_CHECKPOINT);
-  if (sk_ckpt_go_on(t->job)) conclude(t, false, e);
+  if (sk_saver_go_on(t->saver, t->job)) conclude(t, false, e);
   sk_timer_end(&t->timer);
   return e->code;
 }

@@ -11,6 +11,7 @@
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { STEPS = 9, SAVED = 3 };
 
@@ -22,6 +23,7 @@ typedef struct outcome {
   float *state;
   size_t n;
   int threads[STEPS + 1], end;
+  bool back; /* steps that began with fewer threads, when the save had no work left, ended with all */
 } outcome;
 
 static void keep(outcome *o, on_grid *at) {
@@ -76,8 +78,10 @@ static outcome train(const char *run, bool behind, int end, sk_err *e) {
   for (int step = 1; step <= STEPS; step++) {
     if (step == end) sk_saver_end(s, job, &r, e);
     out.threads[step] = omp_get_max_threads();
+    while (step > SAVED && step < end && !sk_ckpt_idle(job)) usleep(100);
     out.loss[step] = on_grid_step(&o, step, &k, &norm);
-    if (step > SAVED && step < end) sk_ckpt_go_on(job);
+    out.back = (out.back || step == 1) && omp_get_max_threads() == own;
+    if (step > SAVED && step < end) sk_saver_go_on(s, job);
     if (step == SAVED) job = sk_saver_begin(s, run, &meta, behind, 0, 0);
   }
   out.end = omp_get_max_threads();
@@ -89,10 +93,12 @@ static outcome train(const char *run, bool behind, int end, sk_err *e) {
   return out;
 }
 
-/* Fewer threads in the steps after SAVED and before `end`, all in the others. */
+/* A step begins with fewer threads after SAVED and before `end`, as long as the save has work (of three steps, or until it
+ * fails), and with all otherwise. */
 static bool steps_aside(const outcome *o, int end) {
   bool ok = o->end == own;
-  for (int step = 1; step <= STEPS; step++) ok = ok && o->threads[step] == (step > SAVED && step < end ? aside : own);
+  for (int step = 1; step <= STEPS; step++)
+    ok = ok && o->threads[step] == (step > SAVED && step < end && step <= SAVED + 3 ? aside : own);
   return all(ok);
 }
 
@@ -109,6 +115,7 @@ static void tests(void) {
     outcome behind = train(run, true, end, &e);
     tap_ok(!e.code && steps_aside(&behind, end), "behind training: %d in steps %d to %d %s", aside, SAVED + 1,
            end - 1, e.msg);
+    tap_ok(all(behind.back), "and with all again within a step, when those that write have no more to do");
     tap_ok(same(&behind, &waiting), "and the same losses, weights and moments, bit for bit");
     sk_free(behind.state);
     sk_free(run);
