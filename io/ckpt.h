@@ -92,11 +92,13 @@ int sk_ckpt_form_beside(MPI_Comm comm, sk_ckpt_form *form, int threads, bool asi
 /* How many threads of each rank write, behind computing ones or while all wait: chosen by the node's cores; tests set
  * another number (at most 4) for both, and in which share of the time they write behind computing ones. */
 int sk_ckpt_form_writers(const sk_ckpt_form *form, bool behind);
+/* Whether they are nicer than computing ones, which they are where the ranks leave two cores. */
+bool sk_ckpt_form_gives_way(const sk_ckpt_form *form);
 void sk_ckpt_form_set_writers(sk_ckpt_form *form, int n, double share);
 
 /* Every rank calls it; it communicates nothing and waits for nothing. file: as given for the form; they, the slabs'
  * data, the texts and side files in *meta are borrowed until the end. behind: the ranks compute meanwhile, the threads
- * give way to them until sk_ckpt_end. keep > 0: prunes afterwards (sk_ckpt_prune). */
+ * take as much of the cores as the form says of that until sk_ckpt_end. keep > 0: prunes afterwards (sk_ckpt_prune). */
 sk_ckpt_job *sk_ckpt_begin(MPI_Comm comm, const char *run_dir, const sk_ckpt_meta *meta, const sk_ckpt_form *form,
                            const sk_ckpt_file *file, bool behind, int64_t keep, int64_t keep_every);
 

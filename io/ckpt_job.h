@@ -56,6 +56,7 @@ enum { SK_CKPT_WORKERS = 4 };
 typedef struct sk_ckpt_threads {
   int writers, hashers; /* of each rank, 1 to SK_CKPT_WORKERS */
   double share;         /* of a writer's time in which it works; else it rests */
+  bool give_way;        /* they are nicer than threads that compute */
   int own;              /* with which this rank computes meanwhile */
 } sk_ckpt_threads;
 
@@ -66,8 +67,9 @@ int sk_ckpt_aside(int cores, int busy, int own);
 
 /* For a node's ranks, of which `busy` threads compute meanwhile (0: all wait). Together they write by a quarter of its
  * cores, but no more than they leave less one, which hands data to the disk (while they hash it has little to do); one
- * of each rank at least. Where the ranks leave cores, but fewer than that, each writes for its share of the time; where
- * they leave none niceness does better. `own` of the result is 0. */
+ * of each rank at least. Where the ranks leave cores, but fewer than that, each writes for its share of the time. They
+ * give way where the ranks leave two cores, one to write and one for the disk's work. With fewer, what a save takes from
+ * those that compute it takes in any case, and is the sooner over without. `own` of the result is 0. */
 sk_ckpt_threads sk_ckpt_threads_of(int cores, int ranks, int busy);
 /* Collective. The same for this node, where this rank computes with `own` threads (0: waits), or fewer if it can step
  * aside; both may differ from rank to rank. *first (may be NULL): it is the first one of its node. */

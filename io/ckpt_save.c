@@ -112,6 +112,8 @@ int sk_ckpt_form_beside(MPI_Comm comm, sk_ckpt_form *form, int threads, bool asi
   return form->behind.own;
 }
 
+bool sk_ckpt_form_gives_way(const sk_ckpt_form *form) { return form->behind.give_way; }
+
 int sk_ckpt_form_writers(const sk_ckpt_form *form, bool behind) {
   return behind ? form->behind.writers : form->waiting.writers;
 }
@@ -133,8 +135,7 @@ struct sk_ckpt_job {
   pthread_t thread;
   bool threaded;           /* there is one to be joined */
   atomic_bool behind;      /* the program computes meanwhile */
-  bool gives_way;          /* so this phase's work gives way to it, */
-  sk_ckpt_threads threads; /* by as few threads */
+  sk_ckpt_threads threads; /* of this phase */
   atomic_bool idle;        /* the work is done */
   sk_err err, late; /* of this rank until the ranks have agreed; what only deserves a warning */
   sk_err sync_err;  /* of the thread that syncs */
@@ -153,7 +154,7 @@ static void *run(void *arg) {
   sk_ckpt_job *j = arg;
   double begin = sk_now();
   if (j->threaded) sk_ckpt_widen();
-  if (j->threaded && j->gives_way) sk_ckpt_give_way();
+  if (j->threaded && j->threads.give_way) sk_ckpt_give_way();
   j->work(j);
   j->busy += sk_now() - begin;
   atomic_store(&j->idle, true);
@@ -164,8 +165,7 @@ static void *run(void *arg) {
 static void start(sk_ckpt_job *j, phase now, void (*work)(sk_ckpt_job *)) {
   j->phase = now;
   j->work = work;
-  j->gives_way = atomic_load(&j->behind);
-  j->threads = j->gives_way ? j->form->behind : j->form->waiting;
+  j->threads = atomic_load(&j->behind) ? j->form->behind : j->form->waiting;
   atomic_store(&j->idle, false);
   j->threaded = true; // before the thread is there to read it
   if (sk_ckpt_thread(&j->thread, run, j)) return;

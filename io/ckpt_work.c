@@ -40,8 +40,7 @@ void sk_ckpt_widen(void) {
 }
 
 /* On Linux this is the thread's own niceness, not the process's. At 5 it has a quarter of a core that another thread
- * wants all the time: enough not to starve where the ranks leave no core, and where they do, the scheduler moves it to
- * one of those. */
+ * wants all the time: not to starve, until the scheduler moves it to one of those left. */
 void sk_ckpt_give_way(void) { setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) + 5); }
 
 static int between(int low, int n, int high) { return n < low ? low : n < high ? n : high; }
@@ -57,6 +56,7 @@ sk_ckpt_threads sk_ckpt_threads_of(int cores, int ranks, int busy) {
   int left = cores - busy, write = between(1, busy ? left - 1 : left, cores / 4);
   sk_ckpt_threads t = {.writers = between(1, write / ranks, SK_CKPT_WORKERS), .hashers = SK_CKPT_WORKERS, .share = 1};
   if (busy) t.hashers = between(1, between(1, left, cores / 4) / ranks, SK_CKPT_WORKERS);
+  t.give_way = busy && left >= 2;
   if (busy && left > 0 && left - 1 < ranks) t.share = (double)between(1, left - 1, ranks) / ranks;
   return t;
 }

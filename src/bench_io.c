@@ -131,7 +131,7 @@ typedef struct in_thread {
   bench_io *s;
   void (*one)(bench_io *, int fd, const char *, size_t, off_t, sk_err *);
   int threads;
-  bool behind; /* training */
+  bool gives_way; /* to training */
   atomic_bool over;
   double seconds;
   sk_err e;
@@ -147,7 +147,7 @@ static void *run_writers(void *arg) {
   in_thread *t = arg;
   double begin = sk_now();
   sk_ckpt_widen();
-  if (t->behind) sk_ckpt_give_way();
+  if (t->gives_way) sk_ckpt_give_way();
   sk_ckpt_each(t->threads, t->threads, share, t, &t->e);
   for (int k = 0; k < t->s->n_file && t->one == write_block; k++)
     if (fsync(t->s->fd[k]) != 0) sk_fs_fail(&t->e, t->s->run, "written", errno);
@@ -252,7 +252,8 @@ static bool all_say(bench_io *s, bool mine) {
 /* Plain writes behind training, by as many threads as a checkpoint has there: what any writer takes from it. */
 static void plain_behind(bench_io *s, sk_err *e) {
   pthread_t thread;
-  in_thread t = {.s = s, .one = write_block, .threads = sk_ckpt_form_writers(s->form, true), .behind = true};
+  in_thread t = {.s = s, .one = write_block, .threads = sk_ckpt_form_writers(s->form, true),
+                 .gives_way = sk_ckpt_form_gives_way(s->form)};
   open_plain(s, e);
   MPI_Barrier(s->b->comm);
   bool threaded = !e->code && sk_ckpt_thread(&thread, run_writers, &t);

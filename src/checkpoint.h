@@ -23,8 +23,8 @@ int sk_saver_threads(const sk_saver *s, int *own);
 
 /* Not collective, but for every rank. Copies this rank's ZeRO slices to the host and begins to write them to
  * RUN/checkpoints/step-N: /params/NAME, /m/NAME, /v/NAME. The engine may go on at once, and does if `behind`: then the
- * threads that write give way to it, and where all of its own would leave too few cores to them it computes with fewer as
- * long as they work (results do not depend on that). No other save may begin before sk_saver_end of this one. */
+ * threads that write give way to it where cores are left, and where all of its own would leave too few it computes with
+ * fewer as long as they work (results do not depend on that). No other save may begin before sk_saver_end of this one. */
 sk_ckpt_job *sk_saver_begin(sk_saver *s, const char *run_dir, const sk_ckpt_meta *meta, bool behind, int64_t keep,
                             int64_t keep_every);
 /* Collective over comm. sk_ckpt_go_on (io/ckpt.h) of a save that goes on behind computing ranks. */

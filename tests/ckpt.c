@@ -282,15 +282,17 @@ static void writers(void) {
   static const struct {
     int cores, ranks, busy, writers, hashers;
     double share;
-  } of[] = {{16, 1, 0, 4, 4, 1},  {16, 1, 1, 4, 4, 1},      {16, 1, 12, 3, 4, 1}, {16, 1, 14, 1, 2, 1},
-            {16, 1, 15, 1, 1, 1}, {16, 1, 16, 1, 1, 1},     {16, 2, 14, 1, 1, 0.5}, {16, 4, 8, 1, 1, 1},
-            {16, 4, 16, 1, 1, 1}, {16, 8, 12, 1, 1, 0.375}, {32, 2, 28, 1, 2, 1}, {2, 1, 1, 1, 1, 1},
-            {2, 2, 1, 1, 1, 0.5}, {2, 8, 8, 1, 1, 1},       {1, 1, 1, 1, 1, 1},   {16, 1, 100000, 1, 1, 1}};
+    bool give_way;
+  } of[] = {{16, 1, 0, 4, 4, 1, 0},    {16, 1, 1, 4, 4, 1, 1},  {16, 1, 12, 3, 4, 1, 1},     {16, 1, 14, 1, 2, 1, 1},
+            {16, 1, 15, 1, 1, 1, 0},   {16, 1, 16, 1, 1, 1, 0}, {16, 2, 14, 1, 1, 0.5, 1},   {16, 4, 8, 1, 1, 1, 1},
+            {16, 4, 16, 1, 1, 1, 0},   {32, 2, 28, 1, 2, 1, 1}, {16, 8, 12, 1, 1, 0.375, 1}, {2, 1, 1, 1, 1, 1, 0},
+            {2, 2, 1, 1, 1, 0.5, 0},   {2, 8, 8, 1, 1, 1, 0},   {1, 1, 1, 1, 1, 1, 0},       {2, 2, 2, 1, 1, 1, 0},
+            {16, 1, 100000, 1, 1, 1, 0}};
   for (size_t i = 0; i < sizeof of / sizeof *of; i++) {
     sk_ckpt_threads t = sk_ckpt_threads_of(of[i].cores, of[i].ranks, of[i].busy);
-    tap_ok(t.writers == of[i].writers && t.hashers == of[i].hashers && t.share == of[i].share,
-           "%d cores, %d ranks, %d threads compute: %d write for %g of the time, %d hash", of[i].cores, of[i].ranks,
-           of[i].busy, t.writers, t.share, t.hashers);
+    tap_ok(t.writers == of[i].writers && t.hashers == of[i].hashers && t.share == of[i].share && t.give_way == of[i].give_way,
+           "%d cores, %d ranks, %d threads compute: %d write for %g of the time, %d hash%s", of[i].cores, of[i].ranks,
+           of[i].busy, t.writers, t.share, t.hashers, t.give_way ? "; they give way" : "");
   }
   atomic_bool behind = false;
   sk_ckpt_rest(1e-9, 1, 1, &behind); // else for 30 years
