@@ -92,9 +92,9 @@ int sk_ckpt_form_beside(MPI_Comm comm, sk_ckpt_form *form, int threads, bool asi
 /* How many threads of each rank write, behind computing ones or while all wait: chosen by the node's cores; tests set
  * another number (at most 4) for both, and in which share of the time they write behind computing ones. */
 int sk_ckpt_form_writers(const sk_ckpt_form *form, bool behind);
-/* Whether they are nicer than computing ones, which they are where the ranks leave two cores. */
-bool sk_ckpt_form_gives_way(const sk_ckpt_form *form);
 void sk_ckpt_form_set_writers(sk_ckpt_form *form, int n, double share);
+/* Whether those that write behind computing ones are nicer than these: where the ranks leave two cores. */
+bool sk_ckpt_form_gives_way(const sk_ckpt_form *form);
 
 /* Every rank calls it; it communicates nothing and waits for nothing. file: as given for the form; they, the slabs'
  * data, the texts and side files in *meta are borrowed until the end. behind: the ranks compute meanwhile, the threads
