@@ -93,6 +93,9 @@ int sk_ckpt_form_beside(MPI_Comm comm, sk_ckpt_form *form, int threads, bool asi
  * another number (at most 4) for both, and in which share of the time they write behind computing ones. */
 int sk_ckpt_form_writers(const sk_ckpt_form *form, bool behind);
 void sk_ckpt_form_set_writers(sk_ckpt_form *form, int n, double share);
+/* Not collective. On how many cores this process's threads that save may run: those of all its threads and, where Open
+ * MPI has bound it without being asked to, those of mpirun. */
+int sk_ckpt_cores(void);
 /* Whether those that write behind computing ones are nicer than these: where the ranks leave two cores. */
 bool sk_ckpt_form_gives_way(const sk_ckpt_form *form);
 

@@ -81,7 +81,7 @@ double sk_ckpt_cpu_time(void);
  * share of the time; not once `behind` is false. */
 void sk_ckpt_rest(double share, double cpu, double wall, const atomic_bool *behind);
 
-/* Not collective. The calling thread may use all cores that any thread of the process may use. */
+/* Not collective. The calling thread may use all of sk_ckpt_cores. */
 void sk_ckpt_widen(void);
 /* Not collective. The calling thread, and those that it makes, give way to threads that compute. */
 void sk_ckpt_give_way(void);

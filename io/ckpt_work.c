@@ -13,12 +13,25 @@
 #include <time.h>
 #include <unistd.h>
 
+/* By Open MPI, of itself: it does so with one or two ranks of a node, to a core each. */
+static bool bound_unasked(void) {
+  static const char *const asked[] = {
+    "OMPI_MCA_hwloc_base_binding_policy", "OMPI_MCA_hwloc_base_cpu_list",   "OMPI_MCA_hwloc_base_cpu_set",
+    "OMPI_MCA_rmaps_base_mapping_policy", "OMPI_MCA_rmaps_base_cpus_per_rank", "OMPI_MCA_orte_rankfile"};
+  const char *bound = getenv("OMPI_MCA_orte_bound_at_launch");
+  for (size_t i = 0; i < sizeof asked / sizeof *asked; i++)
+    if (getenv(asked[i])) return false;
+  return bound && strcmp(bound, "1") == 0;
+}
+
 /* Cores of all threads of the process: a new thread starts on those of the one that made it, which OpenMP may have
- * bound to a single one. Where it binds, its places tell of the cores that it gave to none. */
+ * bound to a single one. Where it binds, its places tell of the cores that it gave to none. What mpirun may use counts
+ * too where it bound this rank unasked. */
 static void all_cores(cpu_set_t *all) {
   cpu_set_t one;
   DIR *d = opendir("/proc/self/task");
   CPU_ZERO(all);
+  if (bound_unasked() && sched_getaffinity(getppid(), sizeof one, &one) == 0) CPU_OR(all, all, &one);
   for (int i = 0, n = omp_get_num_places(); i < n; i++) {
     int count = omp_get_place_num_procs(i), *id = sk_calloc((size_t)count, sizeof *id);
     omp_get_place_proc_ids(i, id);
@@ -31,6 +44,12 @@ static void all_cores(cpu_set_t *all) {
     if (tid > 0 && sched_getaffinity(tid, sizeof one, &one) == 0) CPU_OR(all, all, &one);
   }
   if (d) closedir(d);
+}
+
+int sk_ckpt_cores(void) {
+  cpu_set_t all;
+  all_cores(&all);
+  return CPU_COUNT(&all);
 }
 
 void sk_ckpt_widen(void) {

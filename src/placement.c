@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #endif
 #include "src/placement.h"
+#include "io/ckpt.h"
 #include <omp.h>
 #include <sched.h>
 #include <stdio.h>
@@ -71,6 +72,7 @@ void sk_placement_here(sk_place *p, int gpu) {
   }
   long online = sysconf(_SC_NPROCESSORS_ONLN);
   p->online = online > 0 ? (int)online : 0;
+  p->saving = sk_ckpt_cores();
   p->single = single_core(p->cores);
 }
 
@@ -278,10 +280,12 @@ static char *too_many_threads(const sk_place *p, const host *h, bool *warn) {
   return text;
 }
 
-/* Ranks with GPUs, bound to a core each: the threads that save checkpoints share it with the one that starts kernels. */
+/* Ranks with GPUs, bound to a core each: the threads that save checkpoints share it with the one that starts kernels,
+ * unless they may go elsewhere. */
 static char *one_core_each(const sk_place *p, const host *h) {
   const sk_place *a = &p[h->rank[0]];
   if (a->gpu < 0 || count(h->cores) == 0 || count(h->cores) > h->ranks || a->online < 2 * h->ranks) return NULL;
+  if (a->saving >= 2 * h->ranks) return NULL;
   return sk_strf("%d rank%s with GPUs on %s ha%s a core each of %d, which threads that save checkpoints want too; try "
                  "mpirun --bind-to none",
                  h->ranks, h->ranks == 1 ? "" : "s", a->host, h->ranks == 1 ? "s" : "ve", a->online);

@@ -11,6 +11,7 @@ typedef struct sk_place {
   char host[64];
   uint64_t cores[SK_MAX_CORES / 64]; /* bit c % 64 of word c / 64: some thread may run on core c */
   int online;                        /* cores of the whole host */
+  int saving;                        /* on how many the threads that save checkpoints may run */
   int threads;                       /* OpenMP threads */
   int gpu;                           /* -1: none */
   int single;                        /* all its cores are hardware threads of one physical core */

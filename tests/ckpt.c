@@ -1,8 +1,14 @@
 /* ckpt.c: the files of a checkpoint: slabs in and out, manifest, hashes, damaged and foreign files. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
 #include "tests/ckpt_case.h"
 #include "io/ckpt_job.h"
 #include "io/manifest.h"
 #include "io/tokens.h"
+#include <sched.h>
+#include <sys/wait.h>
+#include <unistd.h>
 #include <xxhash.h>
 
 /* Collective. Opening (verifying) it fails on all ranks in one line that has `what`; or also `more`. */
@@ -316,6 +322,42 @@ static void writers(void) {
   sk_ckpt_form_free(form);
 }
 
+/* Open MPI 4 says here that it has bound a rank, and what it was asked for. */
+static const char *const bound_by[] = {
+  "OMPI_MCA_orte_bound_at_launch",      "OMPI_MCA_hwloc_base_binding_policy",  "OMPI_MCA_hwloc_base_cpu_list", "OMPI_MCA_hwloc_base_cpu_set",
+  "OMPI_MCA_rmaps_base_mapping_policy", "OMPI_MCA_rmaps_base_cpus_per_rank", "OMPI_MCA_orte_rankfile"};
+enum { BOUND_BY = sizeof bound_by / sizeof *bound_by };
+
+/* On how many cores those that save may run in a process that this one made, bound to one core of its own, and where
+ * `bound` and `asked` are set. */
+static int cores_bound(const char *bound, const char *asked) {
+  int status = 0;
+  pid_t child = fork();
+  if (child == 0) {
+    cpu_set_t mine, one;
+    int core = 0;
+    sched_getaffinity(0, sizeof mine, &mine);
+    while (!CPU_ISSET(core, &mine)) core++;
+    CPU_ZERO(&one);
+    CPU_SET(core, &one);
+    sched_setaffinity(0, sizeof one, &one);
+    for (int i = 0; i < BOUND_BY; i++) unsetenv(bound_by[i]);
+    if (bound) setenv(bound_by[0], bound, 1);
+    if (asked) setenv(asked, "any", 1);
+    _exit(sk_ckpt_cores());
+  }
+  return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static void launchers_cores(void) {
+  cpu_set_t mine;
+  sched_getaffinity(0, sizeof mine, &mine);
+  int all = CPU_COUNT(&mine), unasked = cores_bound("1", NULL);
+  tap_ok(unasked == (all & 0xff), "bound by Open MPI unasked: those that save may run where mpirun may, %d of %d cores", unasked, all);
+  tap_ok(cores_bound(NULL, NULL) == 1 && cores_bound("0", NULL) == 1, "bound by something else: on its own");
+  for (int i = 1; i < BOUND_BY; i++) tap_ok(cores_bound("1", bound_by[i]) == 1, "as Open MPI was asked to, %s: on its own", bound_by[i]);
+}
+
 /* Behind training to its end, writing for a thousandth of the time. */
 static void resting(void) {
   sk_ckpt_form *form = NULL;
@@ -380,6 +422,6 @@ static void sums(void) {
 int main(int argc, char **argv) {
   static void (*const test[])(void) = {round_trips,   large_slab,   column_blocks, manifest,   forged_manifests,
                                        damaged_files, verify_slabs, weights_only,  other_hdf5, steps_aside,
-                                       writers,       resting,      sums};
+                                       writers,       launchers_cores, resting,    sums};
   return run_all(argc, argv, (int)(sizeof test / sizeof *test), test);
 }

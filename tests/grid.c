@@ -238,6 +238,8 @@ static void advice(void) {
   check_advice(p, 8, NULL, false, "two cores and two threads a rank");
   for (int i = 0; i < 8; i++) p[i].threads = 1, set_cores(&p[i], i % 4, i % 4);
   check_advice(p, 8, "4 ranks with GPUs on node1 have a core each of 8", true, "a core for each GPU");
+  for (int i = 0; i < 8; i++) p[i].saving = 8;
+  check_advice(p, 8, NULL, false, "which those that save need not share");
   for (int i = 0; i < 8; i++) p[i].gpu = -1;
   check_advice(p, 8, NULL, false, "each rank on its own core");
   set_cores(&p[6], 1, 1);
@@ -263,7 +265,7 @@ static void here(void) {
   int cores = 0;
   sk_placement_here(p, 3);
   for (int c = 0; c < SK_MAX_CORES; c++) cores += p->cores[c / 64] >> c % 64 & 1;
-  tap_ok(p->host[0] && cores >= 1 && cores <= p->online && p->threads >= 1 && p->gpu == 3 &&
+  tap_ok(p->host[0] && cores >= 1 && cores <= p->online && p->saving >= cores && p->threads >= 1 && p->gpu == 3 &&
              (cores > 1 || p->single),
          "this process: %s, %d cores of %d, %d threads", p->host, cores, p->online, p->threads);
   sk_free(p);
