@@ -75,6 +75,15 @@ class Run:
         self.rows.append(dict(part=part, what=what, ok=ok, text=text, **figures))
         mark = {True: "ok", False: "FAILED", None: "left out"}[ok]
         print(f"{time.monotonic() - self.started:6.0f} s  {part:<7} {what:<44} {mark:<8} {text}", flush=True)
+        self.save()
+
+    def save(self):
+        """Whole at any time: whoever ends this program keeps what has been measured."""
+        new = self.folder / "scale.json.new"
+        new.write_text(json.dumps(
+            dict(ranks=self.args.ranks, device=self.args.device, command=shlex.join(sys.argv),
+                 seconds=round(time.monotonic() - self.started, 1), rows=self.rows), indent=1) + "\n")
+        new.replace(self.folder / "scale.json")
 
     def launch(self, ranks, *words):
         """Runs the program; returns (exit code, the end of its output)."""
@@ -303,9 +312,7 @@ def main():
         if part not in parts:
             p.error(f"--parts {part}: choose among {', '.join(parts)}")
         parts[part](run)
-    (run.folder / "scale.json").write_text(json.dumps(
-        dict(ranks=run.args.ranks, device=run.args.device, command=shlex.join(sys.argv),
-             seconds=round(time.monotonic() - run.started, 1), rows=run.rows), indent=1) + "\n")
+    run.save()
     bad = sum(r["ok"] is False for r in run.rows)
     left = sum(r["ok"] is None for r in run.rows)
     print(f"{sum(r['ok'] is True for r in run.rows)} passed, {bad} failed, {left} left out; "
