@@ -14,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* By Open MPI, of itself: it does so with one or two ranks of a node, to a core each. */
+/* By Open MPI 4 of its own accord, as it does with one or two ranks of a node, to a core each. */
 static bool bound_unasked(void) {
   static const char *const asked[] = {
     "OMPI_MCA_hwloc_base_binding_policy", "OMPI_MCA_hwloc_base_cpu_list",   "OMPI_MCA_hwloc_base_cpu_set",
