@@ -164,8 +164,8 @@ static int wrong_batch(const sk_config *c, int dp, int ranks, sk_err *e) {
   suggest(c, ranks, other, sizeof other);
   return sk_fail(e, SK_USAGE,
                  "train.global_batch: %lld is not a multiple of dp x micro_batch = %d x %lld = %lld.\n"
-                 "With dp %d the nearest that work are %s.\n%s", (ll)gb, dp, (ll)c->train.micro_batch, (ll)unit, dp,
-                 near, other);
+                 "With dp %d the nearest that %s %s.\n%s", (ll)gb, dp, (ll)c->train.micro_batch, (ll)unit, dp,
+                 gb > unit ? "work are" : "works is", near, other);
 }
 
 int sk_layout_grid(const sk_config *c, int ranks, int n[SK_NAXES], sk_err *e) {

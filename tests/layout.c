@@ -189,13 +189,13 @@ static void ranks_and_batch(void) {
   grid(&c, 65536, 65536, 65536);
   tap_ok(sk_layout_grid(&c, 64, n, &e) == SK_USAGE && strstr(e.msg, "64 ranks"), "a monstrous grid is refused too");
   grid(&c, 1, 1, 1);
-  refused(&c, 3, "train.global_batch: 32 is not a multiple of dp x micro_batch = 3 x 2", "30 or 36");
+  refused(&c, 3, "train.global_batch: 32 is not a multiple of dp x micro_batch = 3 x 2", "work are 30 or 36.");
   bool near[2];
   c.train.global_batch = 30, near[0] = taken(&c, 1, 1, 1, 3);
   c.train.global_batch = 36, near[1] = taken(&c, 1, 1, 1, 3);
   tap_ok(near[0] && near[1], "and 30 and 36 are taken");
   c.train.global_batch = 4;
-  refused(&c, 4, "dp x micro_batch = 4 x 2 = 8", "nearest that work are 8");
+  refused(&c, 4, "dp x micro_batch = 4 x 2 = 8", "nearest that works is 8.");
   grid(&c, 1, 2, 1);
   tap_ok(taken(&c, 1, 2, 1, 4), "cp does not cut the batch");
   sk_free(c.layer);
