@@ -61,22 +61,22 @@ typedef struct sk_ckpt_file {
  * A save is begun, goes on by itself in a thread of each rank, and is moved along by the ranks together:
  *
  *   sk_ckpt_form_make      once: the structure of the files
- *   sk_ckpt_begin          threads: write this rank's slabs
- *   sk_ckpt_go_on          all have written: threads: read files back for their hash, and to see that they hold what
- *                          was written; sync what they wrote
- *   sk_ckpt_go_on          all is hashed: rank 0's thread: manifest.json with its own hash, sync, rename to step-N,
- *   sk_ckpt_go_on          `latest`, pruning. Over: sk_ckpt_end
+ *   sk_ckpt_begin          threads: write and sync this rank's slabs, hash them
+ *   sk_ckpt_go_on          all is written: rank 0's thread: manifest.json with all hashes, sync, rename to step-N, `latest`
+ *   sk_ckpt_go_on          it is published: threads: read the files back, to see that they hold what was written
+ *   sk_ckpt_go_on          they do: rank 0's thread: what it replaces may go, and older ones
+ *   sk_ckpt_go_on          over: sk_ckpt_end
  *
  * The threads call neither MPI nor HDF5, so nothing is asked of either beyond MPI_THREAD_FUNNELED. A checkpoint that
- * is there already under that name is replaced only after the new one is whole. On failure of any rank the tmp folder
- * is removed (as far as possible) and nothing else has changed. */
+ * is there already under that name goes only after the new one has been read. On failure of any rank the new folder is
+ * removed (as far as possible), the old one is put back, and nothing else has changed. */
 
 typedef struct sk_ckpt_form sk_ckpt_form;
 typedef struct sk_ckpt_job sk_ckpt_job;
 typedef struct sk_ckpt_result {
   int64_t step, bytes; /* of the HDF5 files */
-  double seconds;      /* from begin to end */
-  double busy;         /* what the threads worked, of the busiest rank */
+  double seconds;      /* from its begin until it is published */
+  double busy, checked; /* what the threads worked until it was published, and after, of the busiest rank */
 } sk_ckpt_result;
 
 /* Collective. Creates RUN/checkpoints and checks that all ranks see it. */
@@ -85,14 +85,15 @@ int sk_ckpt_form_make(MPI_Comm comm, const char *run_dir, const char *run_id, in
 void sk_ckpt_form_free(sk_ckpt_form *form);
 /* Bytes of file k. */
 int64_t sk_ckpt_form_bytes(const sk_ckpt_form *form, int k);
-/* Collective. So many threads of this rank compute; aside: fewer can while a save goes on behind them. Returns with how
- * many to compute then: fewer where all would leave too few cores to those that write. Where the ranks still leave few,
- * fewer threads write, or for a part of the time. */
-int sk_ckpt_form_beside(MPI_Comm comm, sk_ckpt_form *form, int threads, bool aside);
+/* Byte of file k at which a slab begins: data that lie so in memory too, modulo 4096, go past the page cache. */
+int64_t sk_ckpt_form_place(const sk_ckpt_form *form, int k, const sk_ckpt_file *file, int slab);
+/* Collective. So many threads of this rank compute behind which others save; `helpers` of them (0: none) can hash between
+ * ops. true: they are to, by sk_ckpt_hash, as all ranks of the node together leave too few cores. */
+bool sk_ckpt_form_beside(MPI_Comm comm, sk_ckpt_form *form, int threads, int helpers);
 /* How many threads of each rank write, behind computing ones or while all wait: chosen by the node's cores; tests set
- * another number (at most 4) for both, and in which share of the time they write behind computing ones. */
-int sk_ckpt_form_writers(const sk_ckpt_form *form, bool behind);
-void sk_ckpt_form_set_writers(sk_ckpt_form *form, int n, double share);
+ * another number (at most 4) for both, and whether there is no core for them behind computing ones. */
+int sk_ckpt_form_workers(const sk_ckpt_form *form, bool behind);
+void sk_ckpt_form_set_workers(sk_ckpt_form *form, int n, bool crowded);
 /* Not collective. On how many cores this process's threads that save may run: those of all its threads and, where Open
  * MPI has bound it without being asked to, those of mpirun. */
 int sk_ckpt_cores(void);
@@ -107,6 +108,13 @@ sk_ckpt_job *sk_ckpt_begin(MPI_Comm comm, const char *run_dir, const sk_ckpt_met
 
 /* Not collective: has this rank's thread done its work? When all have, sk_ckpt_go_on does not wait. */
 bool sk_ckpt_idle(const sk_ckpt_job *job);
+
+/* Not collective: is the checkpoint there, and only read back? */
+bool sk_ckpt_published(const sk_ckpt_job *job);
+
+/* Not collective. Hashes about so many bytes of this rank's slabs, as number `thread` of the helpers. false: nothing is
+ * left for it. Call it only between sk_ckpt_begin and the first sk_ckpt_go_on. */
+bool sk_ckpt_hash(sk_ckpt_job *job, int thread, int64_t bytes);
 
 /* Collective. Waits for the threads, agrees on errors, begins what comes next; true: it is over. */
 bool sk_ckpt_go_on(sk_ckpt_job *job);
@@ -125,7 +133,7 @@ int sk_ckpt_save_as(MPI_Comm comm, const char *path, const sk_ckpt_meta *meta, i
 /* ---- reading ---- */
 
 /* Collective. Checks that folder `path` is a whole checkpoint: manifest's own hash, versions, every
- * file's size and XXH3-128 (files spread over the ranks), before HDF5 opens anything; then fills in
+ * file's size and checksum (files spread over the ranks), before HDF5 opens anything; then fills in
  * *meta (freed by the caller) and, where not NULL, whether optimizer files are there. Model files must be. */
 int sk_ckpt_open(MPI_Comm comm, const char *path, sk_ckpt_meta *meta, bool *has_optimizer, sk_err *e);
 

@@ -15,30 +15,32 @@ typedef struct sk_ckpt_part {
   const sk_h5_form *form;
   sk_hash_text *hash; /* [file->n_slab] XXH3-128 of the slabs as they are in memory; undefined for empty ones */
   int fd;             /* -1: closed */
-  atomic_uint_fast64_t sum; /* sk_ckpt_sum of what was written so far */
+  int direct;         /* the same file past the page cache; -1: closed, or the file system refuses */
+  atomic_uint_fast64_t sum; /* sk_ckpt_sum of what has been added to it so far */
 } sk_ckpt_part;
 
-/* What one thread needs to write. */
-typedef struct sk_ckpt_room {
-  sk_hash *hash;
-  float *slab; /* [slab_count] values of a slab without data */
-  int64_t slab_count;
-} sk_ckpt_room;
-void sk_ckpt_room_open(sk_ckpt_room *r);
-void sk_ckpt_room_close(sk_ckpt_room *r);
-
-/* Opens the file, which is created where it is missing. structure: writes all but the slabs, the file's size first. */
+/* Opens the file, which is created where it is missing. structure: writes all but the slabs, the file's size first, and
+ * adds it to the sum. */
 int sk_ckpt_part_open(sk_ckpt_part *w, bool structure, sk_err *e);
-/* Writes a slab to its place and sets hash[slab]. Different slabs may be written by several threads at the same time where
- * the file has no source. */
-int sk_ckpt_part_slab(sk_ckpt_part *w, int slab, sk_ckpt_room *r, sk_err *e);
-/* The disk begins to write what has come so far; may wait for it, but not for all of it. */
-void sk_ckpt_part_flush(const sk_ckpt_part *w);
-/* A close is what makes NFS show a file to the other nodes, which are about to read it; this one keeps it open, so that
- * no error of the disk gets lost. */
-int sk_ckpt_part_show(const sk_ckpt_part *w, sk_err *e);
-/* sync: waits for the disk before. Nothing to do for a file that is not open. */
+/* Writes the elements `data` of a slab to their place in two parts: `pages`, whole pages that lie in memory as in the file,
+ * which go past the page cache where the file system can, so that their bytes cost no time of a core; then the rest, which
+ * excludes other writers of the file as long as it takes. Different slabs may be written by several threads at a time. */
+int sk_ckpt_part_write(const sk_ckpt_part *w, int slab, const float *data, bool pages, sk_err *e);
+/* Waits for the disk if `sync`, and closes. Nothing to do for a file that is not open. */
 int sk_ckpt_part_close(sk_ckpt_part *w, bool sync, sk_err *e);
+/* Byte of the file at which a slab begins. */
+int64_t sk_ckpt_place(const sk_ckpt_file *f, const sk_h5_form *form, int slab);
+
+/* A slab on its way into its hash and its file's sum. */
+typedef struct sk_ckpt_digest {
+  sk_ckpt_part *part; /* NULL: none */
+  const char *data;
+  int slab;
+  int64_t run, done; /* bytes of the current run of bytes in the file */
+} sk_ckpt_digest;
+/* Adds at most *n more bytes, and takes them off *n; true: that was all, and part->hash[slab] is set. hash: the same for the
+ * whole slab. */
+bool sk_ckpt_digest_add(sk_ckpt_digest *d, sk_hash *hash, int64_t *n);
 
 /* What n bytes at byte `at` of a file add to its sum, modulo 2^64: every 64-bit word (little-endian, from the file's
  * beginning) times 1, 3, 5 and so on. Bytes that nobody writes are 0 and add nothing, so the sums of all writers together
@@ -48,32 +50,41 @@ uint64_t sk_ckpt_sum(const char *data, size_t n, int64_t at);
 /* A file does not hold what a write said it took. */
 int sk_ckpt_lied(const char *path, sk_err *e);
 
+/* Reads a regular file for its sum, past the page cache where that can be and `direct`; its reader works for no more than
+ * a share of the time while `behind` (NULL: all of it). */
+uint64_t sk_ckpt_read_sum(const char *path, bool direct, double share, const atomic_bool *behind, sk_err *e);
+
+/* ---- hashing (ckpt_hash.c) ---- */
+
+/* All slabs with data of some parts, the largest first: each is hashed by one of so many workers, which may stop after any
+ * number of bytes. */
+typedef struct sk_ckpt_hasher sk_ckpt_hasher;
+sk_ckpt_hasher *sk_ckpt_hasher_open(int n_part, sk_ckpt_part *part, int workers);
+void sk_ckpt_hasher_close(sk_ckpt_hasher *h);
+/* Hashes about n bytes; each worker is one thread at a time. false: there is nothing left for it. */
+bool sk_ckpt_hasher_some(sk_ckpt_hasher *h, int worker, int64_t n);
+/* Whether all is hashed. */
+bool sk_ckpt_hasher_done(const sk_ckpt_hasher *h);
+/* Hashes what is left, also of slabs that a worker has begun: after it all is hashed. One thread, beside workers. */
+void sk_ckpt_hasher_finish(sk_ckpt_hasher *h);
+
 /* ---- threads (ckpt_work.c) ---- */
 
 enum { SK_CKPT_WORKERS = 4 };
 
 /* What each rank's threads may take of the node while a checkpoint is written. */
 typedef struct sk_ckpt_threads {
-  int writers, hashers; /* of each rank, 1 to SK_CKPT_WORKERS */
-  double share;         /* of a writer's time in which it works; else it rests */
-  bool give_way;        /* they are nicer than threads that compute */
-  int own;              /* with which this rank computes meanwhile */
+  int workers;   /* of each rank: they write, hash and check; 2 to SK_CKPT_WORKERS (tests: 1) */
+  bool give_way; /* they are nicer than threads that compute */
+  bool crowded;  /* those that compute leave less than an eighth of the cores, or none */
 } sk_ckpt_threads;
 
-/* With how many of its `own` (> 0) threads a rank computes while a checkpoint is written, where all ranks of the node
- * together have `busy`: with all where these leave an eighth of the cores, one at least; else it steps aside with an
- * eighth of its own, one at least, if it has more than one. */
-int sk_ckpt_aside(int cores, int busy, int own);
-
-/* For a node's ranks, of which `busy` threads compute meanwhile (0: all wait). Together they write by a quarter of its
- * cores, but no more than they leave less one, which hands data to the disk (while they hash it has little to do); one
- * of each rank at least. Where the ranks leave cores, but fewer than that, each writes for its share of the time. They
- * give way where the ranks leave two cores, one to write and one for the disk's work. With fewer, what a save takes from
- * those that compute it takes in any case, and is the sooner over without. `own` of the result is 0. */
+/* For a node's ranks, of which `busy` threads compute meanwhile (0: all wait). Together they work by a quarter of its
+ * cores, but by no more than are left; two of each rank at least, one of which waits for the disk. They give way where the ranks leave two cores. */
 sk_ckpt_threads sk_ckpt_threads_of(int cores, int ranks, int busy);
-/* Collective. The same for this node, where this rank computes with `own` threads (0: waits), or fewer if it can step
- * aside; both may differ from rank to rank. *first (may be NULL): it is the first one of its node. */
-sk_ckpt_threads sk_ckpt_threads_beside(MPI_Comm comm, int own, bool aside, bool *first);
+/* Collective. The same for this node, where this rank computes with `own` threads (0: waits), which may differ from rank
+ * to rank. */
+sk_ckpt_threads sk_ckpt_threads_beside(MPI_Comm comm, int own);
 
 /* Not collective. Seconds of a core that this thread has used. */
 double sk_ckpt_cpu_time(void);
@@ -92,4 +103,18 @@ int sk_ckpt_each(int n, int workers, void (*one)(void *arg, int worker, int i, s
 
 /* run(arg) in a thread, without signals; false where none can be had. */
 bool sk_ckpt_thread(pthread_t *thread, void *(*run)(void *), void *arg);
+
+/* ---- what all saves have in common (ckpt_form.c) ---- */
+
+struct sk_ckpt_form {
+  char who[300]; /* HOST-PID of rank 0: ends the name of a tmp folder */
+  int n_file;
+  sk_ckpt_threads waiting, behind; /* while the ranks wait, while they compute */
+  int helpers; /* of this rank's threads that compute: they hash between their ops; 0: others do */
+  sk_h5_form *file;
+};
+
+/* Collective. As sk_ckpt_form_make, for checkpoints in `dir` whose names begin with `prefix`. */
+int sk_ckpt_form_at(MPI_Comm comm, const char *dir, const char *prefix, const char *run_id, int n_file,
+                    const sk_ckpt_file *file, sk_ckpt_form **out, sk_err *e);
 #endif

@@ -65,39 +65,23 @@ void sk_ckpt_give_way(void) { setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROC
 
 static int between(int low, int n, int high) { return n < low ? low : n < high ? n : high; }
 
-static int most(int a, int b) { return a > b ? a : b; }
-
-int sk_ckpt_aside(int cores, int busy, int own) {
-  if (cores - busy >= most(1, cores / 8)) return own;
-  return most(1, own - most(1, own / 8));
-}
-
 sk_ckpt_threads sk_ckpt_threads_of(int cores, int ranks, int busy) {
-  int left = cores - busy, write = between(1, busy ? left - 1 : left, cores / 4);
-  sk_ckpt_threads t = {.writers = between(1, write / ranks, SK_CKPT_WORKERS), .hashers = SK_CKPT_WORKERS, .share = 1};
-  if (busy) t.hashers = between(1, between(1, left, cores / 4) / ranks, SK_CKPT_WORKERS);
-  t.give_way = busy && left >= 2;
-  if (busy && left > 0 && left - 1 < ranks) t.share = (double)between(1, left - 1, ranks) / ranks;
-  return t;
+  const int left = cores - busy;
+  return (sk_ckpt_threads){.workers = between(2, between(1, left, cores / 4) / ranks, SK_CKPT_WORKERS),
+                           .give_way = busy && left >= 2, .crowded = busy && left < between(1, cores / 8, cores)};
 }
 
-sk_ckpt_threads sk_ckpt_threads_beside(MPI_Comm comm, int own, bool aside, bool *first) {
+sk_ckpt_threads sk_ckpt_threads_beside(MPI_Comm comm, int own) {
   MPI_Comm node;
   cpu_set_t all;
-  int rank, ranks, busy = own;
+  int ranks, busy = own;
   SK_MPI(MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node));
-  SK_MPI(MPI_Comm_rank(node, &rank));
   SK_MPI(MPI_Comm_size(node, &ranks));
   all_cores(&all);
   SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &all, sizeof all, MPI_BYTE, MPI_BOR, node));
   SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &busy, 1, MPI_INT, MPI_SUM, node));
-  if (aside) own = sk_ckpt_aside(CPU_COUNT(&all), busy, own);
-  SK_MPI(MPI_Allreduce(&own, &busy, 1, MPI_INT, MPI_SUM, node));
   SK_MPI(MPI_Comm_free(&node));
-  if (first) *first = rank == 0;
-  sk_ckpt_threads t = sk_ckpt_threads_of(CPU_COUNT(&all), ranks, busy);
-  t.own = own;
-  return t;
+  return sk_ckpt_threads_of(CPU_COUNT(&all), ranks, busy);
 }
 
 double sk_ckpt_cpu_time(void) {

@@ -1,33 +1,57 @@
-/* ckpt_write.c: one rank's part of one file of a checkpoint: plain writes, the sum of what they wrote, and the sync. */
+/* ckpt_write.c: one rank's part of one file of a checkpoint: plain writes, past the page cache where that can be, and the
+ * sum of what they write. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
 #include "io/ckpt_job.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { BLOCK = 256 << 10 }; // bytes hashed, added up and written in turn: they stay in a core's cache
+enum {
+  PAGE = 4096,      // O_DIRECT's unit: every disk's divides it
+  CHUNK = 8 << 20,  // bytes of a write past the page cache
+  PIECE = 64 << 10, // bytes hashed and added up in turn: they stay in a core's cache
+  READ = 1 << 20,   // bytes read at a time
+};
 
-void sk_ckpt_room_open(sk_ckpt_room *r) { *r = (sk_ckpt_room){.hash = sk_hash_new()}; }
-
-void sk_ckpt_room_close(sk_ckpt_room *r) {
-  sk_hash_free(r->hash);
-  sk_free(r->slab);
-}
-
-static int write_at(const sk_ckpt_part *w, const char *p, size_t n, int64_t at, sk_err *e) {
+static int write_at(const sk_ckpt_part *w, const char *p, int64_t n, int64_t at, sk_err *e) {
   while (n > 0) {
-    ssize_t k = pwrite(w->fd, p, n, (off_t)at);
+    ssize_t k = pwrite(w->fd, p, (size_t)n, (off_t)at);
     if (k < 0 && errno == EINTR) continue;
     if (k <= 0) return sk_fs_fail(e, w->path, "written", k < 0 ? errno : EIO);
     p += k;
     at += k;
-    n -= (size_t)k;
+    n -= k;
   }
   return SK_OK;
+}
+
+// Whole pages past the page cache. What is refused, or left by a short write that ends within a page, goes through it.
+static int write_pages(const sk_ckpt_part *w, const char *p, int64_t n, int64_t at, sk_err *e) {
+  while (n > 0) {
+    ssize_t k = pwrite(w->direct, p, (size_t)(n < CHUNK ? n : CHUNK), (off_t)at);
+    if (k < 0 && errno == EINTR) continue;
+    if (k < 0 && errno == EINVAL) break;
+    if (k <= 0) return sk_fs_fail(e, w->path, "written", k < 0 ? errno : EIO);
+    p += k;
+    at += k;
+    n -= k;
+    if (k % PAGE) break;
+  }
+  return write_at(w, p, n, at, e);
+}
+
+/* pages: those of a run that lie in memory as in the file, past the page cache; else the rest of it. */
+static int write_run(const sk_ckpt_part *w, bool pages, const char *p, int64_t n, int64_t at, sk_err *e) {
+  const int64_t head = -at & (PAGE - 1), whole = n - head < 0 ? 0 : (n - head) / PAGE * PAGE, tail = head + whole;
+  if (w->direct < 0 || ((uintptr_t)p + (uintptr_t)head) % PAGE || whole == 0) return pages ? SK_OK : write_at(w, p, n, at, e);
+  if (pages) return write_pages(w, p + head, whole, at + head, e);
+  if (write_at(w, p, head, at, e) == SK_OK) write_at(w, p + tail, n - tail, at + tail, e);
+  return e->code;
 }
 
 int sk_ckpt_lied(const char *path, sk_err *e) {
@@ -77,19 +101,6 @@ uint64_t sk_ckpt_sum(const char *data, size_t n, int64_t at) {
          sum_bytes(p + rest, n - rest, (uint64_t)at + rest);
 }
 
-/* One contiguous run of bytes into the file and, unless NULL, the hash. */
-static int write_run(sk_ckpt_part *w, sk_hash *hash, const char *data, size_t n, int64_t at, sk_err *e) {
-  uint64_t sum = 0;
-  for (size_t done = 0; done < n && !e->code; done += BLOCK) {
-    size_t part = n - done < BLOCK ? n - done : BLOCK;
-    if (hash) sk_hash_add(hash, data + done, part);
-    sum += sk_ckpt_sum(data + done, part, at + (int64_t)done);
-    write_at(w, data + done, part, at + (int64_t)done, e);
-  }
-  atomic_fetch_add(&w->sum, sum);
-  return e->code;
-}
-
 /* A dataset or a block of its columns as the array that the file keeps together, a slab as a part of it. */
 typedef struct box {
   sk_dset d;
@@ -97,15 +108,16 @@ typedef struct box {
   int64_t at; /* bytes from the beginning of the file */
 } box;
 
-static box place_of(const sk_ckpt_part *w, const sk_slab *s) {
-  box b = {.d = w->file->dset[s->dset], .s = *s};
+static box place_of(const sk_ckpt_file *f, const sk_h5_form *form, int slab) {
+  const sk_slab *s = &f->slab[slab];
+  box b = {.d = f->dset[s->dset], .s = *s};
   int64_t width = b.d.block, k = width ? s->start[1] / width : 0;
   if (width) {
     b.d.dim[1] = width;
     b.s.start[1] -= k * width;
     SK_CHECK(b.s.start[1] + s->count[1] <= width, "a slab leaves a block of dataset %s", b.d.name);
   }
-  b.at = w->form->offset[w->form->first[s->dset] + k];
+  b.at = form->offset[form->first[s->dset] + k];
   return b;
 }
 
@@ -113,20 +125,6 @@ static void check_slab(const sk_dset *d, const sk_slab *s) {
   for (int k = 0; k < d->rank; k++)
     SK_CHECK(s->start[k] >= 0 && s->count[k] >= 0 && s->count[k] <= d->dim[k] - s->start[k],
              "a slab leaves dataset %s", d->name);
-}
-
-/* Values of a slab without data: in room for the largest of the file, made once. */
-static const float *fill(const sk_ckpt_part *w, sk_ckpt_room *r, int i, sk_err *e) {
-  const sk_ckpt_file *f = w->file;
-  SK_CHECK(f->source, "%s: slabs without data and without a source", f->name);
-  int64_t most = 0;
-  for (int k = 0; k < f->n_slab; k++) {
-    const sk_slab *s = &f->slab[k];
-    int64_t count = s->data ? 0 : sk_slab_count(s, f->dset[s->dset].rank);
-    if (count > most) most = count;
-  }
-  if (most > r->slab_count) r->slab = sk_realloc(r->slab, (size_t)most * sizeof(float)), r->slab_count = most;
-  return f->source->fill(f->source->arg, i, r->slab, e) == SK_OK ? r->slab : NULL;
 }
 
 /* Runs of a slab that lie together in the file: some indices of `axis` with everything of the axes behind it. */
@@ -155,19 +153,51 @@ static int64_t run_at(const sk_dset *d, const sk_slab *s, int64_t offset, const 
   return offset + at * (int64_t)sizeof(float);
 }
 
-/* A slab's elements in row-major order, which is their order in the file as well. */
-int sk_ckpt_part_slab(sk_ckpt_part *w, int slab, sk_ckpt_room *room, sk_err *e) {
-  const sk_slab *s = &w->file->slab[slab];
-  check_slab(&w->file->dset[s->dset], s);
-  const char *data = (const char *)(s->data ? s->data : fill(w, room, slab, e));
-  if (!data) return e->code;
-  const box b = place_of(w, s);
-  const sk_dset *d = &b.d;
-  const runs r = find_runs(d, &b.s);
-  for (int64_t k = 0; k < r.n && !e->code; k++)
-    write_run(w, room->hash, data + k * r.bytes, (size_t)r.bytes, run_at(d, &b.s, b.at, &r, k), e);
-  sk_hash_take(room->hash, w->hash[slab]);
+/* A slab's elements in row-major order, which is their order in the file as well: place and bytes of each run of them. */
+typedef struct map {
+  box b;
+  runs r;
+} map;
+
+static map map_of(const sk_ckpt_file *f, const sk_h5_form *form, int slab) {
+  map m;
+  check_slab(&f->dset[f->slab[slab].dset], &f->slab[slab]);
+  m.b = place_of(f, form, slab);
+  m.r = find_runs(&m.b.d, &m.b.s);
+  return m;
+}
+
+static int64_t map_at(const map *m, int64_t k) { return run_at(&m->b.d, &m->b.s, m->b.at, &m->r, k); }
+
+int64_t sk_ckpt_place(const sk_ckpt_file *f, const sk_h5_form *form, int slab) {
+  const map m = map_of(f, form, slab);
+  return map_at(&m, 0);
+}
+
+int sk_ckpt_part_write(const sk_ckpt_part *w, int slab, const float *data, bool pages, sk_err *e) {
+  const map m = map_of(w->file, w->form, slab);
+  for (int64_t k = 0; k < m.r.n && !e->code; k++)
+    write_run(w, pages, (const char *)data + k * m.r.bytes, m.r.bytes, map_at(&m, k), e);
   return e->code;
+}
+
+bool sk_ckpt_digest_add(sk_ckpt_digest *d, sk_hash *hash, int64_t *n) {
+  const map m = map_of(d->part->file, d->part->form, d->slab);
+  uint64_t sum = 0;
+  for (; d->run < m.r.n && *n > 0; d->run++, d->done = 0) {
+    const char *p = d->data + d->run * m.r.bytes;
+    const int64_t at = map_at(&m, d->run);
+    for (int64_t part; d->done < m.r.bytes && *n > 0; d->done += part, *n -= part) {
+      part = m.r.bytes - d->done < PIECE ? m.r.bytes - d->done : PIECE;
+      sk_hash_add(hash, p + d->done, (size_t)part);
+      sum += sk_ckpt_sum(p + d->done, (size_t)part, at + d->done);
+    }
+    if (d->done < m.r.bytes) break;
+  }
+  atomic_fetch_add(&d->part->sum, sum);
+  if (d->run < m.r.n) return false;
+  sk_hash_take(hash, d->part->hash[d->slab]);
+  return true;
 }
 
 /* The writer of the structure sees to the size as well, so that a full disk shows at once. */
@@ -177,30 +207,65 @@ static int write_form(sk_ckpt_part *w, sk_err *e) {
   if (sk_fs_reserve(w->path, form->size, e) != SK_OK) return e->code;
   if (fstat(w->fd, &st) != 0 || (st.st_size != form->size && ftruncate(w->fd, (off_t)form->size) != 0))
     return sk_fs_fail(e, w->path, "written", errno);
-  for (int i = 0; i < form->n_piece && !e->code; i++)
-    write_run(w, NULL, form->piece[i].data, form->piece[i].n, form->piece[i].at, e);
+  uint64_t sum = 0;
+  for (int i = 0; i < form->n_piece && !e->code; i++) {
+    const sk_h5_piece *p = &form->piece[i];
+    sum += sk_ckpt_sum(p->data, p->n, p->at);
+    write_at(w, p->data, (int64_t)p->n, p->at, e);
+  }
+  atomic_fetch_add(&w->sum, sum);
   return e->code;
 }
 
 int sk_ckpt_part_open(sk_ckpt_part *w, bool structure, sk_err *e) {
   w->fd = open(w->path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
   if (w->fd < 0) return sk_fs_fail(e, w->path, "created", errno);
+  w->direct = open(w->path, O_WRONLY | O_DIRECT | O_CLOEXEC);
   return structure ? write_form(w, e) : SK_OK;
-}
-
-void sk_ckpt_part_flush(const sk_ckpt_part *w) {
-  if (w->fd >= 0) sync_file_range(w->fd, 0, 0, SYNC_FILE_RANGE_WRITE); // a hint, which not every file system takes
-}
-
-int sk_ckpt_part_show(const sk_ckpt_part *w, sk_err *e) {
-  int copy = w->fd >= 0 ? dup(w->fd) : -1;
-  if (w->fd >= 0 && (copy < 0 || close(copy) != 0)) sk_fs_fail(e, w->path, "written", errno);
-  return e->code;
 }
 
 int sk_ckpt_part_close(sk_ckpt_part *w, bool sync, sk_err *e) {
   if (w->fd >= 0 && sync && fsync(w->fd) != 0) sk_fs_fail(e, w->path, "written to disk", errno);
+  if (w->direct >= 0 && close(w->direct) != 0) sk_fs_fail(e, w->path, "written to disk", errno);
   if (w->fd >= 0 && close(w->fd) != 0) sk_fs_fail(e, w->path, "written to disk", errno);
-  w->fd = -1;
+  w->fd = w->direct = -1;
   return e->code;
+}
+
+/* ---- reading back ---- */
+
+static int reopen(int fd, const char *path, bool direct, sk_err *e) {
+  if (fd >= 0) close(fd);
+  fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | (direct ? O_DIRECT : 0)); // a pipe in its place must not block
+  if (fd < 0 && direct) return reopen(-1, path, false, e);
+  if (fd < 0) sk_fs_fail(e, path, "opened", errno);
+  return fd;
+}
+
+uint64_t sk_ckpt_read_sum(const char *path, bool direct, double share, const atomic_bool *behind, sk_err *e) {
+  struct stat st;
+  uint64_t sum = 0;
+  int64_t at = 0;
+  int fd = reopen(-1, path, direct, e);
+  if (fd >= 0 && (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))) sk_fail(e, SK_FAILED, "%s: not a regular file", path);
+  char *buf = aligned_alloc(PAGE, READ);
+  SK_CHECK(buf, "out of memory for %d bytes", READ);
+  while (!e->code) {
+    double wall = sk_now(), cpu = sk_ckpt_cpu_time();
+    ssize_t n = pread(fd, buf, READ, (off_t)at);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && errno == EINVAL && direct) {
+      if ((fd = reopen(fd, path, direct = false, e)) < 0) break;
+      continue;
+    }
+    if (n < 0) sk_fs_fail(e, path, "read", errno);
+    if (n <= 0) break;
+    sum += sk_ckpt_sum(buf, (size_t)n, at);
+    at += n;
+    if (n % PAGE && direct) fd = reopen(fd, path, direct = false, e); // O_DIRECT begins at a page
+    if (behind) sk_ckpt_rest(share, sk_ckpt_cpu_time() - cpu, sk_now() - wall, behind);
+  }
+  free(buf);
+  if (fd >= 0) close(fd);
+  return sum;
 }

@@ -205,7 +205,7 @@ void sk_hash_free(sk_hash *h) {
   sk_free(h);
 }
 
-int sk_fs_hash_and(const char *path, char hex[SK_HASH_HEX], sk_fs_visit also, void *arg, sk_err *e) {
+int sk_fs_hash(const char *path, char hex[SK_HASH_HEX], sk_err *e) {
   struct stat st;
   int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe in its place must not block
   if (fd < 0) return sk_fs_fail(e, path, "opened", errno);
@@ -215,14 +215,12 @@ int sk_fs_hash_and(const char *path, char hex[SK_HASH_HEX], sk_fs_visit also, vo
   }
   sk_hash *h = sk_hash_new();
   char *buf = sk_malloc(BLOCK);
-  for (int64_t at = 0;;) {
+  for (;;) {
     ssize_t k = read(fd, buf, BLOCK);
     if (k < 0 && errno == EINTR) continue;
     if (k < 0) sk_fs_fail(e, path, "read", errno);
     if (k <= 0) break;
     sk_hash_add(h, buf, (size_t)k);
-    if (also) also(arg, buf, (size_t)k, at);
-    at += k;
   }
   sk_hash_take(h, hex);
   sk_hash_free(h);
@@ -230,5 +228,3 @@ int sk_fs_hash_and(const char *path, char hex[SK_HASH_HEX], sk_fs_visit also, vo
   close(fd);
   return e->code;
 }
-
-int sk_fs_hash(const char *path, char hex[SK_HASH_HEX], sk_err *e) { return sk_fs_hash_and(path, hex, NULL, NULL, e); }

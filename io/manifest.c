@@ -47,8 +47,8 @@ static void put_ints(FILE *f, const char *key, int n, const int64_t *x) {
 
 static void put_file(FILE *f, const sk_manifest *m, int k, int64_t *at, sk_err *e) {
   const sk_manifest_file *x = &m->file[k];
-  fprintf(f, "%s\n  {\"name\": \"%s\", \"size\": %lld, \"xxh3_128\": \"%s\", \"datasets\": [",
-          k ? "," : "", x->name, (long long)x->size, x->hash);
+  fprintf(f, "%s\n  {\"name\": \"%s\", \"size\": %lld, \"sum64\": \"%016llx\", \"datasets\": [",
+          k ? "," : "", x->name, (long long)x->size, (unsigned long long)x->sum);
   for (int d = 0; d < x->n_dset; d++) {
     fprintf(f, "%s\n    {", d ? "," : "");
     put_text(f, "name", x->dset[d].name, e);
@@ -138,6 +138,15 @@ static bool get_hash(const json_t *o, char hash[SK_HASH_HEX]) {
   return true;
 }
 
+/* A file's checksum: version 1 has a hash, which alone tells. */
+static bool get_sum(const json_t *o, sk_manifest_file *f) {
+  const char *s = json_string_value(json_object_get(o, "sum64"));
+  if (!s) return get_hash(o, f->hash);
+  if (strlen(s) != 16 || strspn(s, "0123456789abcdef") != 16) return false;
+  f->sum = strtoull(s, NULL, 16);
+  return true;
+}
+
 static bool get_ints(const json_t *o, const char *key, int n, int64_t *x) {
   const json_t *a = json_object_get(o, key);
   if (!json_is_array(a) || json_array_size(a) != (size_t)n) return false;
@@ -190,7 +199,7 @@ static bool get_file(const json_t *o, sk_manifest *m) {
   sk_manifest_file *f = &m->file[k];
   const char *name = json_string_value(json_object_get(o, "name"));
   const json_t *list = json_object_get(o, "datasets");
-  if (!plain_name(name) || !get_int(o, "size", 0, &f->size) || !get_hash(o, f->hash) ||
+  if (!plain_name(name) || !get_int(o, "size", 0, &f->size) || !get_sum(o, f) ||
       !json_is_array(list) || json_array_size(list) > 10000000 ||
       (json_array_size(list) == 0 && !side_name(name)))
     return false;

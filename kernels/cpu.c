@@ -7,9 +7,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include "kernels/cpu_mamba.h"
 
-enum { ALIGN = 256, CHUNK = 1 << 20 }; // bytes; CHUNK: what one thread copies at a time
+enum { ALIGN = 256, CHUNK = 128 << 10 }; // bytes; CHUNK: what is worth more than one thread
 
 // ---- device and memory ----
 
@@ -68,6 +69,16 @@ static void *cpu_alloc(sk_device *d, size_t bytes) {
   if (bytes > (size_t)PTRDIFF_MAX - ALIGN) return NULL;
   size_t whole = (bytes + ALIGN - 1) / ALIGN * ALIGN;
   return aligned_alloc(ALIGN, whole ? whole : ALIGN);
+}
+
+// In huge pages where there are any: what is written past the page cache is handed over page by page.
+static void *cpu_host_alloc(sk_device *d, size_t bytes) {
+  enum { HUGE_PAGE = 2 << 20 };
+  if (bytes < HUGE_PAGE || bytes > (size_t)PTRDIFF_MAX - HUGE_PAGE) return cpu_alloc(d, bytes);
+  const size_t whole = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+  void *p = aligned_alloc(HUGE_PAGE, whole);
+  if (p) madvise(p, whole, MADV_HUGEPAGE); // a hint
+  return p;
 }
 
 static void cpu_free(sk_device *d, void *p) {
@@ -134,14 +145,29 @@ void *sk_cpu_scratch(sk_stream *s, size_t bytes) {
 
 // ---- copies ----
 
-static void cpu_copy(sk_stream *s, void *dst, const void *src, size_t bytes) {
-  (void)s;
-  int64_t chunks = sk_ceil_div((int64_t)bytes, CHUNK);
-#pragma omp parallel for schedule(static) if (chunks > 1)
-  for (int64_t i = 0; i < chunks; i++) {
-    size_t at = (size_t)i * CHUNK, len = bytes - at < CHUNK ? bytes - at : CHUNK;
-    memcpy((char *)dst + at, (const char *)src + at, len);
+// Bytes first .. end-1 of all pieces in a row.
+static void copy_share(int64_t n, const sk_copy *list, size_t first, size_t end) {
+  size_t at = 0;
+  for (int64_t i = 0; i < n && at < end; at += list[i++].bytes) {
+    const size_t from = first > at ? first - at : 0, to = end - at < list[i].bytes ? end - at : list[i].bytes;
+    if (from < to) memcpy((char *)list[i].dst + from, (const char *)list[i].src + from, to - from);
   }
+}
+
+static void cpu_copies(sk_stream *s, int64_t n, const sk_copy *list) {
+  (void)s;
+  size_t all = 0;
+  for (int64_t i = 0; i < n; i++) all += list[i].bytes;
+#pragma omp parallel if (all > CHUNK)
+  {
+    const size_t threads = (size_t)omp_get_num_threads(), me = (size_t)omp_get_thread_num();
+    const size_t part = (all / threads + ALIGN) / ALIGN * ALIGN;
+    copy_share(n, list, part * me, part * (me + 1) < all ? part * (me + 1) : all);
+  }
+}
+
+static void cpu_copy(sk_stream *s, void *dst, const void *src, size_t bytes) {
+  cpu_copies(s, 1, &(sk_copy){dst, src, bytes});
 }
 
 static void cpu_copy2d(sk_stream *s, void *dst, size_t ldd, const void *src, size_t lds,
@@ -205,13 +231,6 @@ static int cpu_gemm_choose(sk_device *d, int choice) {
 static size_t cpu_total(sk_device *d) {
   (void)d;
   return 0;
-}
-
-static bool cpu_threads(sk_device *d, int n) {
-  (void)d;
-  if (!sk_cpu_blas_threads(n)) return false;
-  omp_set_num_threads(n);
-  return true;
 }
 
 // To the nearest, ties to even; NaN stays NaN.
@@ -298,16 +317,16 @@ const sk_ops sk_cpu_ops = {
     .from_host = cpu_copy,
     .zero = cpu_zero,
     .event_done = cpu_event_done,
-    .host_alloc = cpu_alloc,
+    .host_alloc = cpu_host_alloc,
     .host_free = cpu_free,
     .copy_host = cpu_copy,
+    .copies_host = cpu_copies,
     .share = cpu_share,
     .map = cpu_map,
     .unmap = cpu_unmap,
     .event_share = cpu_event_share,
     .event_map = cpu_event_map,
     .total = cpu_total,
-    .threads = cpu_threads,
     .cast = cpu_cast,
     .gemm = sk_cpu_gemm,
     .gemm_choose = cpu_gemm_choose,

@@ -47,8 +47,6 @@ static inline int64_t sk_ceil_div(int64_t a, int64_t b) {
 
 /* cpu_gemm.c: gives the BLAS `threads` threads and writes its name, version and kernel to text. */
 void sk_cpu_blas_open(int threads, char *text, size_t size);
-/* false where that may change its results, or the environment has chosen the number. */
-bool sk_cpu_blas_threads(int threads);
 void sk_cpu_gemm(sk_stream *s, bool ta, bool tb, int64_t m, int64_t n, int64_t k, double alpha,
                  const void *A, int64_t lda, const void *B, int64_t ldb, double beta, void *C,
                  int64_t ldc, sk_dtype ct);

@@ -38,7 +38,8 @@ void sk_cpu_blas_open(int threads, char *text, size_t size) {
   choose_kernels();
 #endif
   bli_init();
-  sk_cpu_blas_threads(threads); // BLIS stays on one thread unless the environment or the program says otherwise
+  // It stays on one thread unless the environment or the program says otherwise.
+  if (!getenv("BLIS_NUM_THREADS")) bli_thread_set_num_threads(threads);
   arch_t arch = bli_arch_query_id();
   snprintf(text, size, "BLIS %s, %s%s", bli_info_get_version_str(), bli_arch_string(arch),
            arch == BLIS_ARCH_GENERIC ? " (generic fallback kernel)" : "");
@@ -51,18 +52,6 @@ void sk_cpu_blas_open(int threads, char *text, size_t size) {
 #else
   (void)threads;
   snprintf(text, size, "a CBLAS without a name");
-#endif
-}
-
-// BLIS's threads share rows and columns of C, never a sum, and see product; of others that is not known.
-bool sk_cpu_blas_threads(int threads) {
-#ifdef HAVE_BLIS
-  if (getenv("BLIS_NUM_THREADS")) return false;
-  bli_thread_set_num_threads(threads);
-  return true;
-#else
-  (void)threads;
-  return false;
 #endif
 }
 

@@ -382,11 +382,6 @@ static int cuda_gemm_choose(sk_device *d, int choice) {
   return sk_cuda_blas_choose(d->blas, choice);
 }
 
-static bool cuda_threads(sk_device *d, int n) {
-  (void)d, (void)n;
-  return false;
-}
-
 // ---- the table ----
 
 static const sk_ops ops = {
@@ -418,13 +413,13 @@ static const sk_ops ops = {
     .host_alloc = sk_cuda_host_alloc,
     .host_free = sk_cuda_host_free,
     .copy_host = sk_cuda_copy_host,
+    .copies_host = sk_cuda_copies_host,
     .share = sk_cuda_share,
     .map = sk_cuda_map,
     .unmap = sk_cuda_unmap,
     .event_share = sk_cuda_event_share,
     .event_map = sk_cuda_event_map,
     .total = sk_cuda_total,
-    .threads = cuda_threads,
     .cast = sk_cuda_cast,
     .gemm = sk_cuda_gemm,
     .gemm_choose = cuda_gemm_choose,

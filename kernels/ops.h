@@ -40,6 +40,13 @@ typedef struct sk_share {
   uint64_t offset; /* of memory: from the start of its allocation */
 } sk_share;
 
+/* One piece of memory to be copied. */
+typedef struct sk_copy {
+  void *dst;
+  const void *src;
+  size_t bytes;
+} sk_copy;
+
 /* Attention: queries are tokens q0 .. q0+Tq-1 of a sequence whose keys 0 .. Tk-1 are given. */
 typedef struct sk_attn_dims {
   int64_t b, Tq, Tk, q0;      /* sequences, queries and keys per sequence, first query's position */
@@ -132,6 +139,8 @@ typedef struct sk_ops {
   void (*host_free)(sk_device *, void *);
   /* Like copy, with one side in memory of host_alloc: asynchronous for the host as well. */
   void (*copy_host)(sk_stream *, void *dst, const void *src, size_t bytes);
+  /* The same for n pieces, at the speed of one. */
+  void (*copies_host)(sk_stream *, int64_t n, const sk_copy *list);
   /* Describes the memory that p lies in to another process of this node, which maps it: map gives
    * the start of the allocation. Both give an error where the devices or the system cannot. Who owns
    * the memory frees it after the other has unmapped it. */
@@ -144,9 +153,6 @@ typedef struct sk_ops {
   sk_event *(*event_map)(sk_device *, const sk_share *, sk_err *e);
   /* Bytes of the device's memory in all; 0 where there is no limit of its own (the CPU). */
   size_t (*total)(sk_device *);
-  /* Computes with n (> 0) of the host's threads from now on: whoever calls it has work for its cores. For between ops.
-   * false, and nothing changes: results might depend on the number, or the device does not compute on the host. */
-  bool (*threads)(sk_device *, int n);
 
   /* ---- arithmetic ---- */
   void (*cast)(sk_stream *, void *dst, sk_dtype to, const void *src, sk_dtype from, int64_t n);

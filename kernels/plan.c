@@ -89,6 +89,8 @@ static void plan_wait(sk_stream *s, sk_event *ev) {}
 
 static void plan_copy(sk_stream *s, void *dst, const void *src, size_t bytes) {}
 
+static void plan_copies_host(sk_stream *s, int64_t n, const sk_copy *list) {}
+
 static void plan_copy2d(sk_stream *s, void *dst, size_t ldd, const void *src, size_t lds,
                         size_t width, int64_t rows) {}
 
@@ -125,10 +127,6 @@ static sk_event *plan_event_map(sk_device *d, const sk_share *s, sk_err *e) {
 
 static size_t plan_total(sk_device *d) {
   return 0;
-}
-
-static bool plan_threads(sk_device *d, int n) {
-  return false;
 }
 
 static void plan_cast(sk_stream *s, void *dst, sk_dtype to, const void *src, sk_dtype from,
@@ -279,13 +277,13 @@ const sk_ops sk_plan_ops = {
     .host_alloc = plan_alloc,
     .host_free = plan_host_free,
     .copy_host = plan_copy,
+    .copies_host = plan_copies_host,
     .share = plan_share,
     .map = plan_map,
     .unmap = plan_free,
     .event_share = plan_event_share,
     .event_map = plan_event_map,
     .total = plan_total,
-    .threads = plan_threads,
     .cast = plan_cast,
     .gemm = plan_gemm,
     .gemm_choose = plan_gemm_choose,

@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 enum {
-  COPY, STALL, PLAIN, PLAIN_BEHIND, HASH, WAITING, BEHIND, REMOVE, LOAD, STEP, STEP_BUSY, STEP_PLAIN, STEP_SAVED, KINDS
+  COPY, STALL, PLAIN, PLAIN_BEHIND, HASH, WAITING, BEHIND, CHECK, REMOVE, LOAD, STEP, STEP_BUSY, STEP_CHECK, STEP_PLAIN, STEP_SAVED, KINDS
 };
 enum { NONE = LOAD }; /* compared with nothing */
 
@@ -221,8 +221,10 @@ static void save_waiting(bench_io *s, int64_t at, sk_err *e) {
   sk_ckpt_result r;
   MPI_Barrier(s->b->comm);
   double begin = sk_now();
-  sk_saver_end(s->saver, begin_save(s, at, false), &r, e);
+  sk_ckpt_job *job = begin_save(s, at, false);
+  while (!sk_ckpt_published(job)) sk_saver_go_on(s->saver, job);
   note(s, WAITING, sk_now() - begin);
+  sk_saver_end(s->saver, job, &r, e);
 }
 
 /* As many as lay within the last save, before and after each: what both are compared in changes with time. */
@@ -234,8 +236,9 @@ static void quiet_steps(bench_io *s) {
   }
 }
 
-/* A step while others work; it counts as `kind` if they did from its begin to its end. */
-static double step_beside(bench_io *s, const atomic_bool *over, const sk_ckpt_job *job, int kind) {
+/* A step while others work; it counts if they did from its begin to its end: on a save, reading it back, plain writes. */
+static double step_beside(bench_io *s, const atomic_bool *over, const sk_ckpt_job *job) {
+  const int kind = !job ? STEP_PLAIN : sk_ckpt_published(job) ? STEP_CHECK : STEP_BUSY;
   int busy = job ? !sk_ckpt_idle(job) : !atomic_load(over);
   double seconds = step(s);
   busy = busy && (job ? !sk_ckpt_idle(job) : !atomic_load(over));
@@ -252,13 +255,13 @@ static bool all_say(bench_io *s, bool mine) {
 /* Plain writes behind training, by as many threads as a checkpoint has there: what any writer takes from it. */
 static void plain_behind(bench_io *s, sk_err *e) {
   pthread_t thread;
-  in_thread t = {.s = s, .one = write_block, .threads = sk_ckpt_form_writers(s->form, true),
+  in_thread t = {.s = s, .one = write_block, .threads = sk_ckpt_form_workers(s->form, true),
                  .gives_way = sk_ckpt_form_gives_way(s->form)};
   open_plain(s, e);
   MPI_Barrier(s->b->comm);
   bool threaded = !e->code && sk_ckpt_thread(&thread, run_writers, &t);
   if (!threaded) atomic_store(&t.over, true);
-  while (!all_say(s, atomic_load(&t.over))) step_beside(s, &t.over, NULL, STEP_PLAIN);
+  while (!all_say(s, atomic_load(&t.over))) step_beside(s, &t.over, NULL);
   if (threaded) pthread_join(thread, NULL);
   if (all_say(s, threaded)) note(s, PLAIN_BEHIND, t.seconds);
   if (t.e.code) sk_fail(e, t.e.code, "%s", t.e.msg);
@@ -277,12 +280,13 @@ static void save_behind(bench_io *s, int64_t at, sk_err *e) {
   s->within = 0;
   int n = 0;
   for (bool over = false; !over; n++) {
-    all += step_beside(s, NULL, job, STEP_BUSY);
+    all += step_beside(s, NULL, job);
     if (all_say(s, sk_ckpt_idle(job))) over = sk_saver_go_on(s->saver, job);
   }
   note(s, STEP_SAVED, all / n);
   sk_saver_end(s->saver, job, &r, e);
   note(s, BEHIND, r.busy);
+  note(s, CHECK, r.checked);
   quiet_steps(s);
 }
 
@@ -315,7 +319,7 @@ static void line(bench_io *s, const char *name, double bytes, int kind, int agai
   json_object_set_new(o, "kind", json_string(name));
   json_object_set_new(o, "files", json_integer(s->n_file));
   json_object_set_new(o, "writers", json_integer(s->writers));
-  json_object_set_new(o, "writers_behind", json_integer(sk_ckpt_form_writers(s->form, true)));
+  json_object_set_new(o, "writers_behind", json_integer(sk_ckpt_form_workers(s->form, true)));
   json_object_set_new(o, "bytes", json_real(bytes));
   json_object_set_new(o, "count", json_integer(s->n[kind]));
   json_object_set_new(o, "ms", json_real(1e3 * seconds));
@@ -329,12 +333,13 @@ static void report(bench_io *s) {
   sk_say("Checkpoints of %s on %d rank%s, %s (%s in %d files by %d writers in each rank, %d behind training), in %s; "
          "medians, quartiles and how many", s->b->model, s->b->ranks, s->b->ranks == 1 ? "" : "s",
          s->engine.ctx.op->describe(s->engine.ctx.dev), sk_bytes(s->total), s->n_file, s->writers,
-         sk_ckpt_form_writers(s->form, true), s->run);
+         sk_ckpt_form_workers(s->form, true), s->run);
   line(s, "plain copy to the host", s->total, COPY, NONE, false);
   line(s, "stall", s->total, STALL, COPY, false);
   line(s, "step", 0, STEP, NONE, false);
   if (s->n[STEP_BUSY]) line(s, "step while writing", 0, STEP_BUSY, STEP, false);
   else sk_say("  no step lay within a save: a larger model or less of it in the batch tells more");
+  if (s->n[STEP_CHECK]) line(s, "step while it is read back", 0, STEP_CHECK, STEP, false);
   line(s, "steps of a save, mean", 0, STEP_SAVED, STEP, false);
   if (s->n[STEP_PLAIN]) line(s, "step beside plain writes", 0, STEP_PLAIN, STEP, false);
   line(s, "plain writes, synced", s->total, PLAIN, NONE, false);
@@ -342,6 +347,7 @@ static void report(bench_io *s) {
   line(s, "hashing alone", s->total, HASH, NONE, false);
   line(s, "checkpoint, training waits", s->total, WAITING, PLAIN, true);
   line(s, "checkpoint, behind training", s->total, BEHIND, PLAIN, true);
+  line(s, "reading it back", s->total, CHECK, NONE, false);
   line(s, "removal of a checkpoint", s->total, REMOVE, NONE, false);
   line(s, "load", s->total, LOAD, NONE, false);
 }
@@ -400,7 +406,7 @@ int sk_bench_io(sk_bench *b, const char *folder, sk_err *e) {
     if (sk_saver_open(b->comm, &s.engine, s.run, "bench", c->checkpoint.files, &s.saver, e) == SK_OK) {
       s.bytes = sk_saver_bytes(s.saver);
       s.n_file = sk_saver_files(s.saver, &s.form);
-      s.writers = sk_ckpt_form_writers(s.form, false);
+      s.writers = sk_ckpt_form_workers(s.form, false);
       s.total = (double)s.bytes;
       SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &s.total, 1, MPI_DOUBLE, MPI_SUM, b->comm));
       if (measure(&s, e) == SK_OK) report(&s);

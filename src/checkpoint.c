@@ -1,6 +1,7 @@
 #include "src/checkpoint.h"
 #include <omp.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* One file's datasets (parameters of the whole model, in one group per kind) and this rank's slabs. */
@@ -71,17 +72,29 @@ static sk_ckpt_file parts(const file *f) {
 
 /* ---- saving ---- */
 
+/* Values that lie together on the device and in the host's memory. */
+typedef struct piece {
+  int group, bucket; /* 0: weights, of that bucket; 1: m; 2: v */
+  int64_t at, n;     /* elements */
+  float *to;
+} piece;
+
 struct sk_saver {
   MPI_Comm comm;
   sk_engine *g; /* not owned */
-  float *host;  /* snapshot of my slices: weights, m, v */
-  size_t n;     /* elements of each */
+  char *host;   /* snapshot of my slices; the slabs' data point into it */
+  size_t n;     /* elements of weights, of m, of v */
+  int n_piece;
+  piece *piece;
+  sk_copy *copy; /* [n_piece] */
   int n_file;
   file *file;
   sk_ckpt_file *part;
   sk_ckpt_form *form;
-  int threads, aside; /* that compute, and while others work on a save behind them */
-  const sk_ckpt_job *job; /* theirs */
+  int threads; /* that compute */
+  bool helps;  /* they hash between ops while a save goes on behind them */
+  sk_ckpt_job *job; /* that one */
+  double looked, spare; /* moment at which it was last looked after; seconds for that */
 };
 
 static int64_t elements(const sk_param *p) {
@@ -115,6 +128,78 @@ static void cut_files(sk_saver *s, int k) {
   }
 }
 
+// ---- where a snapshot lies in the host's memory ----
+
+enum {
+  PAGE = 4096,
+  LARGE = 64 << 10,  // bytes from which a slab lies as in its file, page by page: sk_ckpt_form_place
+  SLICE = 128 << 10, // bytes that a thread hashes before it looks at the clock
+};
+
+typedef struct placed {
+  int file, slab;
+  int64_t at, n; // in the order of the optimizer's state
+} placed;
+
+static int by_state(const void *a, const void *b) {
+  const placed *x = a, *y = b;
+  return (x->at > y->at) - (x->at < y->at);
+}
+
+// All slabs with elements, whose data are at their place in s->host in the order of the state as yet.
+static placed *list_slabs(const sk_saver *s, int *n) {
+  int most = 0;
+  *n = 0;
+  for (int k = 0; k < s->n_file; k++) most += s->file[k].n_slab;
+  placed *list = sk_calloc((size_t)most, sizeof *list);
+  for (int k = 0; k < s->n_file; k++)
+    for (int i = 0; i < s->file[k].n_slab; i++) {
+      const sk_slab *x = &s->file[k].slab[i];
+      const int64_t count = sk_slab_count(x, s->file[k].dset[x->dset].rank);
+      if (count > 0) list[(*n)++] = (placed){k, i, x->data - (const float *)(void *)s->host, count};
+    }
+  if (*n > 0) qsort(list, (size_t)*n, sizeof *list, by_state);
+  return list;
+}
+
+// From the order of the state to where it is on the device.
+static void find_piece(const sk_saver *s, int64_t at, piece *p) {
+  const int64_t n = (int64_t)s->n;
+  *p = (piece){.group = (int)(at / n), .at = at % n};
+  if (p->group > 0) return;
+  for (int k = 0; k < s->g->ctx.reg->n_buckets; k++) {
+    int64_t lo, hi, state = sk_optim_slice(&s->g->opt, k, &lo, &hi);
+    if (at < state || at >= state + hi - lo) continue;
+    p->bucket = k;
+    p->at = at - state;
+    return;
+  }
+}
+
+// Large slabs each by themselves; what lies between them on the device stays together, and is copied together.
+static void place_slabs(sk_saver *s) {
+  int n;
+  placed *list = list_slabs(s, &n);
+  char *to = s->host;
+  bool together = false;
+  s->piece = sk_calloc((size_t)n, sizeof *s->piece);
+  for (int i = 0; i < n; i++) {
+    const placed *x = &list[i];
+    const bool large = x->n * (int64_t)sizeof(float) >= LARGE;
+    piece p, *last = together ? &s->piece[s->n_piece - 1] : NULL;
+    find_piece(s, x->at, &p);
+    if (large) to += (sk_ckpt_form_place(s->form, x->file, &s->part[x->file], x->slab) - (int64_t)(uintptr_t)to) & (PAGE - 1);
+    p.to = s->file[x->file].slab[x->slab].data = (float *)(void *)to;
+    p.n = x->n;
+    to += x->n * (int64_t)sizeof(float);
+    if (last && !large && last->group == p.group && last->bucket == p.bucket && last->at + last->n == p.at) last->n += p.n;
+    else s->piece[s->n_piece++] = p;
+    together = !large;
+  }
+  s->copy = sk_calloc((size_t)s->n_piece, sizeof *s->copy);
+  sk_free(list);
+}
+
 int sk_saver_open(MPI_Comm comm, sk_engine *g, const char *run_dir, const char *run_id, int64_t files, sk_saver **out,
                   sk_err *e) {
   const sk_ops *op = g->ctx.op;
@@ -123,26 +208,31 @@ int sk_saver_open(MPI_Comm comm, sk_engine *g, const char *run_dir, const char *
   *s = (sk_saver){.comm = comm, .g = g, .n = (size_t)sk_optim_count(&g->opt, g->ctx.reg)};
   *out = NULL;
   size_t bytes = 3 * s->n * sizeof(float);
+  bytes += (bytes / LARGE + 1) * PAGE;
   s->host = op->host_alloc(g->ctx.dev, bytes);
   if (!s->host)
     sk_fail(e, SK_FAILED, "out of host memory on rank %d, %s: %s for a copy of weights and optimizer state; use more "
             "ranks or nodes, or checkpoint.async: false, which takes it only while it saves", sk_base_rank(), sk_host(), sk_bytes((double)bytes));
   if (sk_agree(comm, e) == SK_OK) {
+    float *state = (float *)(void *)s->host;
     memset(s->host, 0, bytes); // now, not in the first save
     cut_files(s, k);
     s->part = sk_calloc((size_t)s->n_file, sizeof *s->part);
     for (int f = 0; f < s->n_file; f++) {
       if (f < k) {
-        add_group(&s->file[f], g, "params", s->host, false);
+        add_group(&s->file[f], g, "params", state, false);
       } else {
-        add_group(&s->file[f], g, "m", s->host + s->n, false);
-        add_group(&s->file[f], g, "v", s->host + 2 * s->n, false);
+        add_group(&s->file[f], g, "m", state + s->n, false);
+        add_group(&s->file[f], g, "v", state + 2 * s->n, false);
       }
       s->part[f] = parts(&s->file[f]);
     }
-    s->threads = strcmp(op->name, "cpu") == 0 ? omp_get_max_threads() : 1; // a GPU is kept busy by one
-    if (sk_ckpt_form_make(comm, run_dir, run_id, s->n_file, s->part, &s->form, e) == SK_OK)
-      s->aside = sk_ckpt_form_beside(comm, s->form, s->threads, op->threads(g->ctx.dev, s->threads));
+    if (sk_ckpt_form_make(comm, run_dir, run_id, s->n_file, s->part, &s->form, e) == SK_OK) {
+      const bool cpu = strcmp(op->name, "cpu") == 0; // a GPU is kept busy by one thread
+      place_slabs(s);
+      s->threads = cpu ? omp_get_max_threads() : 1;
+      s->helps = sk_ckpt_form_beside(comm, s->form, s->threads, cpu ? s->threads : 0);
+    }
   }
   if (e->code) sk_saver_close(s);
   else *out = s;
@@ -155,71 +245,79 @@ void sk_saver_close(sk_saver *s) {
   for (int f = 0; f < s->n_file; f++) free_file(&s->file[f]);
   sk_free(s->part);
   sk_free(s->file);
+  sk_free(s->piece);
+  sk_free(s->copy);
   s->g->ctx.op->host_free(s->g->ctx.dev, s->host);
   sk_free(s);
 }
 
 size_t sk_saver_bytes(const sk_saver *s) { return 3 * s->n * sizeof(float); }
 
-int sk_saver_threads(const sk_saver *s, int *own) {
-  *own = s->threads;
-  return s->aside;
-}
+bool sk_saver_helps(const sk_saver *s) { return s->helps; }
 
 int sk_saver_files(const sk_saver *s, const sk_ckpt_form **form) {
   *form = s->form;
   return s->n_file;
 }
 
-static void come_back(sk_saver *s) {
-  sk_ctx *c = &s->g->ctx;
-  if (!c->between) return;
-  c->between = NULL;
-  c->op->threads(c->dev, s->threads);
+// ---- hashing between layers, where no core is left for it ----
+
+static const double HELP = 0.04; // of a rank's time
+
+static void stop_helping(sk_saver *s) { s->g->ctx.between = NULL; }
+
+// All threads that compute, each as long as the others: a layer waits for the slowest.
+static bool hash_some(sk_saver *s) {
+  bool more = false;
+#pragma omp parallel num_threads(s->threads) reduction(|| : more)
+  more = sk_ckpt_hash(s->job, omp_get_thread_num(), SLICE);
+  return more;
 }
 
-/* Between two layers: a step may be much longer than what those that write have to do in it. */
-static void look(void *arg) {
+static void help(void *arg) {
   sk_saver *s = arg;
-  if (sk_ckpt_idle(s->job)) come_back(s);
-}
-
-static void step_aside(sk_saver *s, const sk_ckpt_job *job) {
-  sk_ctx *c = &s->g->ctx;
-  if (s->aside == s->threads) return;
-  s->job = job;
-  c->between = look;
-  c->between_arg = s;
-  c->op->threads(c->dev, s->aside);
+  double now = sk_now();
+  s->spare += HELP * (now - s->looked);
+  s->looked = now;
+  while (s->spare > 0) {
+    if (!hash_some(s)) {
+      stop_helping(s);
+      return;
+    }
+    s->spare -= sk_now() - now;
+    now = sk_now();
+  }
 }
 
 sk_ckpt_job *sk_saver_begin(sk_saver *s, const char *run_dir, const sk_ckpt_meta *meta, bool behind, int64_t keep,
                             int64_t keep_every) {
   sk_engine *g = s->g;
   const sk_ops *op = g->ctx.op;
-  for (int k = 0; k < g->ctx.reg->n_buckets; k++) {
-    int64_t lo, hi, state = sk_optim_slice(&g->opt, k, &lo, &hi);
-    op->copy_host(g->ctx.st, s->host + state, sk_optim_master(&g->opt, &g->ctx, k), (size_t)(hi - lo) * sizeof(float));
+  for (int i = 0; i < s->n_piece; i++) {
+    const piece *p = &s->piece[i];
+    const float *from = p->group == 0 ? sk_optim_master(&g->opt, &g->ctx, p->bucket) : p->group == 1 ? g->opt.m : g->opt.v;
+    s->copy[i] = (sk_copy){p->to, from + p->at, (size_t)p->n * sizeof(float)};
   }
-  op->copy_host(g->ctx.st, s->host + s->n, g->opt.m, s->n * sizeof(float));
-  op->copy_host(g->ctx.st, s->host + 2 * s->n, g->opt.v, s->n * sizeof(float));
+  op->copies_host(g->ctx.st, s->n_piece, s->copy);
   op->sync(g->ctx.st);
-  sk_ckpt_job *job = sk_ckpt_begin(s->comm, run_dir, meta, s->form, s->part, behind, keep, keep_every);
-  if (behind) step_aside(s, job);
-  return job;
+  s->job = sk_ckpt_begin(s->comm, run_dir, meta, s->form, s->part, behind, keep, keep_every);
+  if (behind && s->helps) {
+    s->looked = sk_now();
+    s->spare = 0;
+    g->ctx.between = help;
+    g->ctx.between_arg = s;
+  }
+  return s->job;
 }
 
 bool sk_saver_go_on(sk_saver *s, sk_ckpt_job *job) {
-  const bool over = sk_ckpt_go_on(job);
-  if (over) come_back(s);
-  else step_aside(s, job);
-  return over;
+  stop_helping(s);
+  return sk_ckpt_go_on(job);
 }
 
 int sk_saver_end(sk_saver *s, sk_ckpt_job *job, sk_ckpt_result *r, sk_err *e) {
-  sk_ckpt_end(job, r, e);
-  come_back(s);
-  return e->code;
+  stop_helping(s);
+  return sk_ckpt_end(job, r, e);
 }
 
 int sk_checkpoint_save(MPI_Comm comm, sk_engine *g, const char *run_dir, const sk_ckpt_meta *meta,

@@ -22,7 +22,7 @@ typedef struct sk_place {
  * its share of the node's cores, less an eighth (of 8 cores and more), on which the threads that save
  * checkpoints and MPI's and the system's own work find room: with static shares one thread that has to
  * wait for its core makes all others wait (docs/bench/io.md). Where that leaves too few, or the environment does,
- * ranks step aside while a checkpoint is written (sk_saver_begin). Call it before anything computes. */
+ * they hash what is written themselves (sk_saver_begin). Call it before anything computes. */
 void sk_placement_threads(MPI_Comm comm);
 
 /* Threads of a rank that may use `own` of the `cores` which the `ranks` of a node may use together. */

@@ -2,6 +2,7 @@
 #include "src/checkpoint.h"
 #include "src/progress.h"
 #include "src/train.h"
+#include <math.h>
 #include <stdio.h>
 
 static void note(sk_train *t, const sk_ckpt_result *r, const double waits[2]) {
@@ -55,7 +56,7 @@ static void conclude(sk_train *t, bool last, sk_err *e) {
     failed(t, r.step, mine.msg, last, e);
     return;
   }
-  t->save_seconds = t->stall + r.busy;
+  t->save_seconds = t->stall + r.busy + fmin(r.busy, r.checked); // at its own pace reading back may take longer
   t->failed_saves = 0;
   t->saved_step = r.step;
   snprintf(t->saved_path, sizeof t->saved_path, "%s/checkpoints/step-%08lld", sk_run_path(t->run), (long long)r.step);

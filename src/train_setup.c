@@ -196,15 +196,14 @@ static void header(const sk_train *t) {
          sk_si((double)sk_data_tokens(t->data)), (long long)sk_data_windows(t->data),
          (long long)c->data.sequence, (long long)c->train.global_batch, (long long)c->data.sequence,
          (double)c->train.steps * (double)c->train.global_batch / (double)sk_data_windows(t->data));
-  int own, aside = t->async ? sk_saver_threads(t->saver, &own) : 0;
   if (t->async)
     sk_say("Saving  every %lld steps while training goes on, from a copy of %s in rank 0's host memory",
            (long long)c->checkpoint.every, sk_bytes((double)sk_saver_bytes(t->saver)));
   else
     sk_say("Saving  every %lld steps; training waits%s", (long long)c->checkpoint.every,
            c->checkpoint.async ? ", because this MPI allows no threads (MPI_THREAD_SINGLE)" : "");
-  if (t->async && aside < own)
-    sk_say("Saving  meanwhile %d of a rank's %d threads compute, so that those that write have a core", aside, own);
+  if (t->async && sk_saver_helps(t->saver))
+    sk_say("Saving  no core is left for it: those that compute hash what is written, for a 20th of their time");
 }
 
 /* Weights: from the checkpoint, from train.init, or drawn. Collective. */

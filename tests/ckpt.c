@@ -111,7 +111,14 @@ static size_t own_hash(const char *text, size_t n, char hash[33]) {
   return at;
 }
 
-/* Sizes and hashes of the files, as on the disk, and hashes of all slabs, as they had to be written. */
+// A file's sum by its definition.
+static uint64_t plain_sum(const unsigned char *p, size_t n) {
+  uint64_t sum = 0;
+  for (size_t i = 0; i < n; i++) sum += ((uint64_t)p[i] << 8 * (i % 8)) * (2 * (i / 8) + 1);
+  return sum;
+}
+
+/* Sizes and sums of the files, as on the disk, and hashes of all slabs, as they had to be written. */
 static void hashes(const sk_manifest *m) {
   char hash[33];
   uint32_t want[MAX_FLOATS];
@@ -119,9 +126,8 @@ static void hashes(const sk_manifest *m) {
   for (int k = 0; k < m->n_file; k++) {
     size_t n;
     char *data = slurp(str("%s/%s", whole, file_name[k]), &n);
-    hex_of(data, n, hash);
     files = files && !strcmp(m->file[k].name, file_name[k]) && m->file[k].size == (int64_t)n &&
-            !strcmp(m->file[k].hash, hash);
+            m->file[k].sum == plain_sum((unsigned char *)data, n) && !m->file[k].hash[0];
     sk_free(data);
   }
   for (int64_t i = 0; i < m->n_slab; i++) {
@@ -131,7 +137,7 @@ static void hashes(const sk_manifest *m) {
     hex_of(want, expect(m->slab[i].file, &s, 2, want), hash);
     slabs = slabs && !strcmp(m->slab[i].hash, hash);
   }
-  tap_ok(files, "name, size and XXH3-128 of both files");
+  tap_ok(files, "name, size and sum of both files");
   tap_ok(slabs, "XXH3-128 of all slabs");
 }
 
@@ -175,7 +181,7 @@ static void forge(const char *from, const char *to) {
 
 static void forged_manifests(void) {
   static const char *const c[][3] = {
-      {"\"version\": 1", "\"version\": 2", "newer than this program"},
+      {"\"version\": 2", "\"version\": 3", "newer than this program"},
       {"saker-checkpoint", "other-checkpoint", "not a Saker checkpoint"},
       {"\"step\": ", "\"step\": -", "out of range"},
       {"\"cursor\": ", "\"cursor\": 1.", "of the wrong type"},
@@ -189,7 +195,10 @@ static void forged_manifests(void) {
       {"\"files\": [", "\"files\": [{\"name\": \"side.h5\", \"size\": 1, \"datasets\": [], "
        "\"xxh3_128\": \"0123456789abcdef0123456789abcdef\"},", "manifest.json: damaged"},
       {"\"files\": [", "\"files\": [{\"name\": \"side.txt\", \"size\": 1, \"datasets\": [], "
-       "\"xxh3_128\": \"0123456789abcdef0123456789abcdef\"},", "side.txt: missing"},
+       "\"sum64\": \"0123456789abcdef\"},", "side.txt: missing"},
+      {"\"sum64\": \"", "\"sum64\": \"0", "manifest.json: damaged"},
+      {"\"sum64\": \"", "\"sum64\": \"-", "manifest.json: damaged"},
+      {"\"sum64\"", "\"sum63\"", "manifest.json: damaged"},
       {"{\n", "{\n \"step\": 1,\n", "not JSON"}};
   for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
     forge(c[i][0], c[i][1]);
@@ -264,41 +273,20 @@ static void other_hdf5(void) {
   }
 }
 
-/* Ranks that compute with `own` threads each go on with `aside`, and the rest of the cores is for those that write. */
-static void steps_aside(void) {
+/* Threads that compute leave cores to those that save, two of each rank at least. */
+static void workers(void) {
   static const struct {
-    int cores, ranks, own, aside, writers, hashers;
-    double share;
-  } of[] = {{16, 1, 14, 14, 1, 2, 1}, {16, 2, 7, 7, 1, 1, 0.5}, {16, 4, 3, 3, 1, 1, 0.75}, {16, 1, 1, 1, 4, 4, 1},
-            {16, 1, 15, 14, 1, 2, 1}, {16, 1, 16, 14, 1, 2, 1}, {16, 2, 8, 7, 1, 1, 0.5},  {16, 4, 4, 3, 1, 1, 0.75},
-            {16, 8, 2, 1, 1, 1, 0.875}, {16, 16, 1, 1, 1, 1, 1}, {16, 1, 32, 28, 1, 1, 1}, {32, 1, 32, 28, 3, 4, 1},
-            {4, 1, 4, 3, 1, 1, 1},    {2, 1, 2, 1, 1, 1, 1},    {2, 2, 1, 1, 1, 1, 1},     {1, 1, 1, 1, 1, 1, 1}};
-  for (size_t i = 0; i < sizeof of / sizeof *of; i++) {
-    int cores = of[i].cores, ranks = of[i].ranks, aside = sk_ckpt_aside(cores, ranks * of[i].own, of[i].own);
-    sk_ckpt_threads t = sk_ckpt_threads_of(cores, ranks, ranks * aside);
-    tap_ok(aside == of[i].aside && t.writers == of[i].writers && t.hashers == of[i].hashers && t.share == of[i].share,
-           "%d cores, %d ranks: %d of %d threads compute, %d write for %g of the time, %d hash", cores, ranks, aside,
-           of[i].own, t.writers, t.share, t.hashers);
-  }
-  tap_ok(sk_ckpt_aside(16, 16, 10) == 9 && sk_ckpt_aside(16, 16, 6) == 5, "10 threads and 6 beside: 9 and 5");
-}
-
-/* Threads that compute leave cores to those that write, one of each rank at least. */
-static void writers(void) {
-  static const struct {
-    int cores, ranks, busy, writers, hashers;
-    double share;
-    bool give_way;
-  } of[] = {{16, 1, 0, 4, 4, 1, 0},    {16, 1, 1, 4, 4, 1, 1},  {16, 1, 12, 3, 4, 1, 1},     {16, 1, 14, 1, 2, 1, 1},
-            {16, 1, 15, 1, 1, 1, 0},   {16, 1, 16, 1, 1, 1, 0}, {16, 2, 14, 1, 1, 0.5, 1},   {16, 4, 8, 1, 1, 1, 1},
-            {16, 4, 16, 1, 1, 1, 0},   {32, 2, 28, 1, 2, 1, 1}, {16, 8, 12, 1, 1, 0.375, 1}, {2, 1, 1, 1, 1, 1, 0},
-            {2, 2, 1, 1, 1, 0.5, 0},   {2, 8, 8, 1, 1, 1, 0},   {1, 1, 1, 1, 1, 1, 0},       {2, 2, 2, 1, 1, 1, 0},
-            {16, 1, 100000, 1, 1, 1, 0}};
+    int cores, ranks, busy, workers;
+    bool give_way, crowded;
+  } of[] = {{16, 1, 0, 4, 0, 0},  {16, 1, 1, 4, 1, 0},  {16, 1, 12, 4, 1, 0}, {16, 1, 14, 2, 1, 0}, {16, 1, 15, 2, 0, 1},
+            {16, 1, 16, 2, 0, 1}, {16, 2, 14, 2, 1, 0}, {16, 4, 8, 2, 1, 0},  {16, 4, 16, 2, 0, 1}, {32, 2, 28, 2, 1, 0},
+            {16, 8, 0, 2, 0, 0},  {16, 2, 0, 2, 0, 0},  {2, 1, 1, 2, 0, 0},   {2, 2, 1, 2, 0, 0},   {2, 8, 8, 2, 0, 1},
+            {1, 1, 1, 2, 0, 1},   {2, 2, 2, 2, 0, 1},   {1, 1, 0, 2, 0, 0},   {16, 1, 100000, 2, 0, 1}};
   for (size_t i = 0; i < sizeof of / sizeof *of; i++) {
     sk_ckpt_threads t = sk_ckpt_threads_of(of[i].cores, of[i].ranks, of[i].busy);
-    tap_ok(t.writers == of[i].writers && t.hashers == of[i].hashers && t.share == of[i].share && t.give_way == of[i].give_way,
-           "%d cores, %d ranks, %d threads compute: %d write for %g of the time, %d hash%s", of[i].cores, of[i].ranks,
-           of[i].busy, t.writers, t.share, t.hashers, t.give_way ? "; they give way" : "");
+    tap_ok(t.workers == of[i].workers && t.give_way == of[i].give_way && t.crowded == of[i].crowded,
+           "%d cores, %d ranks, %d threads compute: %d of each rank save%s%s", of[i].cores, of[i].ranks, of[i].busy,
+           t.workers, t.give_way ? "; they give way" : "", t.crowded ? "; no core is left" : "");
   }
   atomic_bool behind = false;
   sk_ckpt_rest(1e-9, 1, 1, &behind); // else for 30 years
@@ -310,15 +298,13 @@ static void writers(void) {
   sk_err e = {0};
   const sk_ckpt_file f[2] = {cut(0, UNEVEN), cut(1, UNEVEN)};
   SK_CHECK(sk_ckpt_form_make(MPI_COMM_WORLD, "m", run_id, 2, f, &form, &e) == SK_OK, "%s", e.msg);
-  int waiting = sk_ckpt_form_writers(form, false);
-  tap_ok(waiting >= 1 && sk_ckpt_form_writers(form, true) == waiting, "%d threads write", waiting);
-  int own = sk_ckpt_form_beside(MPI_COMM_WORLD, form, 1, true), beside = sk_ckpt_form_writers(form, true);
-  tap_ok(own == 1 && beside >= 1 && beside <= waiting, "beside one that computes: %d", beside);
-  own = sk_ckpt_form_beside(MPI_COMM_WORLD, form, 100000, false);
-  tap_ok(own == 100000 && sk_ckpt_form_writers(form, true) == 1 && sk_ckpt_form_writers(form, false) == waiting,
-         "beside more than there are cores, which cannot step aside: 1, and as many as before while all wait");
-  own = sk_ckpt_form_beside(MPI_COMM_WORLD, form, 100000 + 8 * tap_rank, true);
-  tap_ok(own == 100000 - 12500 + 7 * tap_rank, "which can: %d are left", own);
+  int waiting = sk_ckpt_form_workers(form, false);
+  tap_ok(waiting >= 1 && sk_ckpt_form_workers(form, true) == waiting, "%d threads save", waiting);
+  tap_ok(sk_ckpt_form_beside(MPI_COMM_WORLD, form, 100000, 7) && sk_ckpt_form_workers(form, true) == 2 &&
+         sk_ckpt_form_workers(form, false) == waiting,
+         "beside more that compute than there are cores: 2, and these help; as many as before while all wait");
+  tap_ok(!sk_ckpt_form_beside(MPI_COMM_WORLD, form, 100000, 0), "but for those that cannot");
+  tap_ok(!sk_ckpt_form_beside(MPI_COMM_WORLD, form, 0, 7), "where none computes there is nobody to help");
   sk_ckpt_form_free(form);
 }
 
@@ -358,32 +344,100 @@ static void launchers_cores(void) {
   for (int i = 1; i < BOUND_BY; i++) tap_ok(cores_bound("1", bound_by[i]) == 1, "as Open MPI was asked to, %s: on its own", bound_by[i]);
 }
 
-/* Behind training to its end, writing for a thousandth of the time. */
-static void resting(void) {
-  sk_ckpt_form *form = NULL;
-  sk_ckpt_result r;
+/* What an older Saker has written: a hash of each file in place of its sum. */
+static void first_version(void) {
+  if (tap_rank == 0) {
+    size_t n;
+    char hash[33], name[40];
+    copy(whole, "first");
+    char *text = slurp("first/manifest.json", &n);
+    char *at = strstr(text, "\"version\": 2");
+    SK_CHECK(at, "no version 2");
+    at[strlen("\"version\": ")] = '1';
+    for (int k = 0; k < 2; k++) { 
+      sk_err e = {0};
+      at = strstr(text, "\"sum64\": \"");
+      SK_CHECK(at && sk_fs_hash(str("first/%s", file_name[k]), name, &e) == SK_OK, "%s", e.msg);
+      char *next = sk_strf("%.*s\"xxh3_128\": \"%s\"%s", (int)(at - text), text, name, at + strlen("\"sum64\": \"0123456789abcdef\""));
+      sk_free(text);
+      text = next;
+    }
+    n = strlen(text);
+    size_t own = own_hash(text, n, hash);
+    memcpy(text + own, hash, 32);
+    spill("first/manifest.json", text, n);
+    sk_free(text);
+  }
+  meet();
+  sk_ckpt_meta m;
   sk_err e = {0};
-  const sk_ckpt_file f[2] = {cut(0, UNEVEN), cut(1, UNEVEN)};
-  sk_ckpt_meta m = {.step = 5, .grid = {1, tap_size, 1, 1}, .deck = (char *)(uintptr_t)deck,
-                    .hf_json = (char *)(uintptr_t)hf_json};
+  bool ok = sk_ckpt_open(MPI_COMM_WORLD, "first", &m, NULL, &e) == SK_OK && m.step == 3;
+  if (ok) sk_ckpt_meta_free(&m);
+  tap_ok(ok && sk_ckpt_verify(MPI_COMM_WORLD, "first", &e) == SK_OK, "a manifest of version 1 %s", e.msg);
+  if (tap_rank == 0) hurt("first/model.h5", MIDDLE_BIT);
+  tap_ok(fails(false, "first", "model.h5: damaged: its contents", NULL), "and a file that does not fit it is damaged");
+}
+
+/* ---- past the page cache, and hashed by others ---- */
+
+enum { ROWS = 700, WIDE = 1000 }; // above 64 KiB on each rank, of an odd number of pages
+
+/* Collective. A file of two datasets, which lie in memory as in it but for `off` bytes; hashed by who writes, or by this
+ * thread a little at a time until so many bytes are done, as one of two. */
+static void save_pages(const char *run, int off, int64_t helped, sk_err *e) {
+  static char memory[2 * (ROWS * WIDE * sizeof(float) + 8192)];
+  const sk_dset d[2] = {{"params/a", 2, {ROWS, WIDE}, 0}, {"params/b", 2, {ROWS, WIDE}, .block = WIDE / 2}};
+  const int64_t lo = (int64_t)ROWS * tap_rank / tap_size, n = (int64_t)ROWS * (tap_rank + 1) / tap_size - lo;
+  sk_slab w[3] = {{0, {lo, 0}, {n, WIDE}, NULL}, {1, {lo, 0}, {n, WIDE / 2}, NULL}, {1, {lo, WIDE / 2}, {n, WIDE / 2}, NULL}};
+  const sk_ckpt_file f = {"model.h5", 2, 3, d, w, NULL};
+  sk_ckpt_meta m = {.step = 1, .grid = {1, tap_size, 1, 1}, .deck = (char *)(uintptr_t)deck};
+  sk_ckpt_form *form;
+  sk_ckpt_result r;
   memcpy(m.run_id, run_id, sizeof run_id);
-  for (int k = 0; k < 2; k++)
-    for (int i = 0; i < part[k].n; i++) expect(k, &part[k].slab[i], 1, part[k].slab[i].data);
-  SK_CHECK(sk_ckpt_form_make(MPI_COMM_WORLD, "rest", run_id, 2, f, &form, &e) == SK_OK, "%s", e.msg);
-  sk_ckpt_form_set_writers(form, 1, 1e-3);
-  sk_ckpt_job *job = sk_ckpt_begin(MPI_COMM_WORLD, "rest", &m, form, f, true, 0, 0);
+  SK_CHECK(sk_ckpt_form_make(MPI_COMM_WORLD, run, run_id, 1, &f, &form, e) == SK_OK, "%s", e->msg);
+  char *to = memory;
+  for (int i = 0; i < 3; i++) {
+    to += ((sk_ckpt_form_place(form, 0, &f, i) - (int64_t)(uintptr_t)to) & 4095) + off;
+    w[i].data = (float *)(void *)to;
+    for (int64_t k = 0; k < n * w[i].count[1]; k++) {
+      const int64_t row = lo + k / w[i].count[1], col = w[i].start[1] + k % w[i].count[1];
+      w[i].data[k] = (float)(row * WIDE + col + w[i].dset);
+    }
+    to += n * w[i].count[1] * (int64_t)sizeof(float);
+  }
+  SK_CHECK(to < memory + sizeof memory, "no room");
+  if (helped >= 0) SK_CHECK(sk_ckpt_form_beside(MPI_COMM_WORLD, form, 100000, 2), "cores for 100,000 threads");
+  sk_ckpt_job *job = sk_ckpt_begin(MPI_COMM_WORLD, run, &m, form, &f, helped >= 0, 0, 0);
+  for (int64_t done = 0; done < helped && sk_ckpt_hash(job, done / 70000 % 2, 70000); done += 70000) continue;
   while (!sk_ckpt_go_on(job)) continue;
-  sk_ckpt_end(job, &r, &e);
-  tap_ok(!e.code && holds("rest/checkpoints/step-00000005", UNEVEN, 1), "a save that rests nearly all of its %.2f s %s",
-         r.busy, e.msg);
+  sk_ckpt_end(job, &r, e);
   sk_ckpt_form_free(form);
 }
 
-// A file's sum by its definition.
-static uint64_t plain_sum(const unsigned char *p, size_t n) {
-  uint64_t sum = 0;
-  for (size_t i = 0; i < n; i++) sum += ((uint64_t)p[i] << 8 * (i % 8)) * (2 * (i / 8) + 1);
-  return sum;
+static void pages(void) {
+  static const struct {
+    const char *name;
+    int off;
+    int64_t helped;
+  } how[] = {{"from pages as in the file", 0, -1},   {"from elsewhere", 20, -1},
+             {"hashed by the program", 0, INT64_MAX}, {"begun by the program, which does not get to the rest", 0, 300000},
+             {"which the program never gets to", 0, 0}};
+  char first[SK_HASH_HEX] = "", hash[SK_HASH_HEX];
+  for (size_t i = 0; i < sizeof how / sizeof *how; i++) {
+    sk_err e = {0};
+    const char *run = str("pages%zu", i), *path = str("%s/checkpoints/step-00000001", run);
+    save_pages(run, how[i].off, how[i].helped, &e);
+    if (!e.code) sk_ckpt_verify(MPI_COMM_WORLD, path, &e);
+    if (!e.code) sk_fs_hash(str("%s/model.h5", path), hash, &e);
+    if (i == 0) memcpy(first, hash, sizeof hash);
+    static float in[ROWS * WIDE];
+    sk_slab back = {1, {0, 0}, {ROWS, WIDE}, in};
+    const sk_dset d[2] = {{"params/a", 2, {ROWS, WIDE}, 0}, {"params/b", 2, {ROWS, WIDE}, 0}};
+    const sk_ckpt_file f = {"model.h5", 2, 1, d, &back, NULL};
+    bool ok = !e.code && sk_ckpt_read(MPI_COMM_WORLD, path, &f, &e) == SK_OK && !strcmp(first, hash);
+    for (int64_t k = 0; k < ROWS * WIDE; k++) ok = ok && in[k] == (float)(k + 1);
+    tap_ok(ok, "a save %s: slabs, sums and bytes are right %s", how[i].name, e.msg);
+  }
 }
 
 /* However a file is cut, the parts add up to its sum; one bit more or less, or two words in each other's place, do not. */
@@ -421,7 +475,7 @@ static void sums(void) {
 
 int main(int argc, char **argv) {
   static void (*const test[])(void) = {round_trips,   large_slab,   column_blocks, manifest,   forged_manifests,
-                                       damaged_files, verify_slabs, weights_only,  other_hdf5, steps_aside,
-                                       writers,       launchers_cores, resting,    sums};
+                                       damaged_files, verify_slabs, weights_only,  other_hdf5, workers,
+                                       launchers_cores, pages,      sums,          first_version};
   return run_all(argc, argv, (int)(sizeof test / sizeof *test), test);
 }

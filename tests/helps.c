@@ -1,5 +1,5 @@
-/* aside.c: ranks that leave no core compute with fewer threads while a checkpoint is written behind them, with all
- * again afterwards, whatever came of it; and weights and losses do not show it. */
+/* helps.c: ranks that leave no core hash what is written behind them, a little between layers, and all of it is hashed
+ * whatever they get to; weights and losses do not show it. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -15,15 +15,14 @@
 
 enum { STEPS = 9, SAVED = 3 };
 
-static int own, aside; /* threads of this rank */
+static int own; /* threads of this rank */
 
 /* What is left of a training: the steps' losses, weights and this rank's optimizer state; how many threads computed. */
 typedef struct outcome {
   double loss[STEPS + 1];
   float *state;
   size_t n;
-  int threads[STEPS + 1], end;
-  bool back; /* steps that began with fewer threads, when the save had no work left, ended with all */
+  bool helps, began, after[STEPS + 1]; /* whether it is asked to; whether it began to, and still did at the end of a step */
 } outcome;
 
 static void keep(outcome *o, on_grid *at) {
@@ -58,7 +57,7 @@ static outcome train(const char *run, bool behind, int end, sk_err *e) {
   sk_saver *s;
   sk_ckpt_job *job = NULL;
   sk_ckpt_result r;
-  sk_ckpt_meta meta = {.run_id = "aside", .step = SAVED, .grid = {1, tap_size, 1, 1},
+  sk_ckpt_meta meta = {.run_id = "helps", .step = SAVED, .grid = {1, tap_size, 1, 1},
                        .deck = (char *)(uintptr_t)"run: {}"};
   double norm;
   small_config(&c, 2, (const char *const[]){"P-", "P-"});
@@ -72,19 +71,16 @@ static outcome train(const char *run, bool behind, int end, sk_err *e) {
   SK_CHECK(on_grid_open(&o, &c, n), "%s has room for all", grid_text(n));
   sk_engine_init(&o.engine);
   batch_create(&k, &c, 5);
-  SK_CHECK(sk_saver_open(MPI_COMM_WORLD, &o.engine, run, "aside", 1, &s, e) == SK_OK, "%s", e->msg);
-  aside = sk_saver_threads(s, &out.end);
-  SK_CHECK(out.end == own, "%d threads are %d", own, out.end);
+  SK_CHECK(sk_saver_open(MPI_COMM_WORLD, &o.engine, run, "helps", 1, &s, e) == SK_OK, "%s", e->msg);
+  out.helps = sk_saver_helps(s);
   for (int step = 1; step <= STEPS; step++) {
     if (step == end) sk_saver_end(s, job, &r, e);
-    out.threads[step] = omp_get_max_threads();
-    while (step > SAVED && step < end && !sk_ckpt_idle(job)) usleep(100);
     out.loss[step] = on_grid_step(&o, step, &k, &norm);
-    out.back = (out.back || step == 1) && omp_get_max_threads() == own;
-    if (step > SAVED && step < end) sk_saver_go_on(s, job);
+    out.after[step] = o.engine.ctx.between != NULL;
+    if (step > SAVED && step < end && all(sk_ckpt_idle(job))) sk_saver_go_on(s, job);
     if (step == SAVED) job = sk_saver_begin(s, run, &meta, behind, 0, 0);
+    out.began = out.began || o.engine.ctx.between != NULL;
   }
-  out.end = omp_get_max_threads();
   keep(&out, &o);
   sk_saver_close(s);
   batch_free(&k);
@@ -93,53 +89,39 @@ static outcome train(const char *run, bool behind, int end, sk_err *e) {
   return out;
 }
 
-/* A step begins with fewer threads after SAVED and before `end`, as long as the save has work (of three steps, or until it
- * fails), and with all otherwise. */
-static bool steps_aside(const outcome *o, int end) {
-  bool ok = o->end == own;
-  for (int step = 1; step <= STEPS; step++)
-    ok = ok && o->threads[step] == (step > SAVED && step < end && step <= SAVED + 3 ? aside : own);
+static bool none_after(const outcome *o, int end) {
+  bool ok = !o->after[STEPS];
+  for (int step = 1; step <= STEPS; step++) ok = ok && !(o->after[step] && (step <= SAVED || step >= end));
   return all(ok);
 }
 
 static void tests(void) {
   sk_err e = {0};
   outcome waiting = train("waiting", false, SAVED + 1, &e);
-  tap_ok(!e.code && steps_aside(&waiting, SAVED + 1), "training waits: %d threads in every step %s", own, e.msg);
-  bool can = sk_cpu_ops.threads(NULL, own);
-  int cores = omp_get_num_procs(), want = can ? sk_ckpt_aside(cores, tap_size * own, own) : own;
-  tap_ok(all(aside == want && (!can || aside < own)), "%d ranks of %d threads on %d cores: %d go on", tap_size,
-         own, cores, aside);
-  for (int end = SAVED + 2; end <= STEPS; end += 4) {
-    char *run = sk_strf("behind-%d", end);
+  tap_ok(!e.code && all(waiting.helps && !waiting.began) && none_after(&waiting, SAVED + 1),
+         "%d ranks of %d threads are to help, but not while training waits %s", tap_size, own, e.msg);
+  for (int end = SAVED + 1; end <= STEPS; end += 2) {
+    char *run = sk_strf("behind-%d", end), *path = sk_strf("%s/checkpoints/step-%08d", run, SAVED);
     outcome behind = train(run, true, end, &e);
-    tap_ok(!e.code && steps_aside(&behind, end), "behind training: %d in steps %d to %d %s", aside, SAVED + 1,
-           end - 1, e.msg);
-    tap_ok(all(behind.back), "and with all again within a step, when those that write have no more to do");
+    tap_ok(!e.code && all(behind.began) && none_after(&behind, end), "they help, until step %d at most %s", end, e.msg);
     tap_ok(same(&behind, &waiting), "and the same losses, weights and moments, bit for bit");
+    tap_ok(sk_ckpt_verify(MPI_COMM_WORLD, path, &e) == SK_OK, "all hashes are right %s", e.msg);
     sk_free(behind.state);
+    sk_free(path);
     sk_free(run);
   }
   if (tap_rank == 0) sk_fs_mkdirs("failed/checkpoints", &e);
   if (tap_rank == 0) sk_fs_write("failed/checkpoints/step-00000003", "in the way", 10, false, &e);
   SK_CHECK(e.code == SK_OK, "%s", e.msg);
   outcome failed = train("failed", true, STEPS, &e);
-  tap_ok(e.code == SK_FAILED && steps_aside(&failed, STEPS) && same(&failed, &waiting),
-         "a save that fails: likewise (%s)", e.msg);
-  e = (sk_err){0};
-  setenv("BLIS_NUM_THREADS", "1", 1);
-  outcome chosen = train("chosen", true, STEPS, &e);
-  unsetenv("BLIS_NUM_THREADS");
-  tap_ok(!e.code && aside == own && steps_aside(&chosen, STEPS) && same(&chosen, &waiting),
-         "BLIS_NUM_THREADS set: all compute");
+  tap_ok(e.code == SK_FAILED && none_after(&failed, STEPS) && same(&failed, &waiting), "a save that fails: likewise (%s)", e.msg);
   sk_free(waiting.state);
   sk_free(failed.state);
-  sk_free(chosen.state);
 }
 
 int main(int argc, char **argv) {
   tap_init(&argc, &argv);
-  folder_enter("aside");
+  folder_enter("helps");
   int cores = omp_get_num_procs();
   own = (cores + tap_size - 1) / tap_size > 1 ? (cores + tap_size - 1) / tap_size : 2;
   tests();
