@@ -22,7 +22,7 @@ typedef enum phase { WRITE, PUBLISH, CHECK, PRUNE, OVER } phase;
 static const double check_share = 0.05;
 
 /* What has become of a folder that had the checkpoint's name before. */
-typedef enum replaced { NOTHING, EXCHANGED, ASIDE } replaced; /* it has the tmp folder's name; `old` */
+typedef enum replaced { NOTHING, EXCHANGED, ASIDE } replaced; /* none was there; it is `tmp` now; it is `old` */
 
 struct sk_ckpt_job {
   MPI_Comm comm;
@@ -190,7 +190,8 @@ static void await_hashes(sk_ckpt_job *j, double written) {
 static void write_work(sk_ckpt_job *j) {
   pthread_t thread;
   const int n = j->form->n_file;
-  const bool helped = j->threaded && j->form->helpers && atomic_load(&j->behind), beside = !helped && sk_ckpt_thread(&thread, hash_all, j);
+  const bool helped = j->threaded && j->form->helpers && atomic_load(&j->behind);
+  const bool beside = !helped && sk_ckpt_thread(&thread, hash_all, j);
   if (j->rank == 0) sk_fs_mkdirs(j->dir, &j->err);
   // The first to come makes it: nobody waits for rank 0.
   if (!j->err.code && mkdir(j->tmp, 0777) != 0 && errno != EEXIST) sk_fs_fail(&j->err, j->tmp, "created", errno);
@@ -198,7 +199,7 @@ static void write_work(sk_ckpt_job *j) {
     write_batch(j, j->part + k, n - k < MOST_OPEN ? n - k : MOST_OPEN, &j->err);
   if (j->rank == 0) write_sides(j);
   if (beside) pthread_join(thread, NULL);
-  if (helped) await_hashes(j, sk_now());
+  if (helped && !j->err.code) await_hashes(j, sk_now());
   sk_ckpt_hasher_finish(j->hasher);
 }
 
