@@ -109,6 +109,9 @@ sk_ckpt_job *sk_ckpt_begin(MPI_Comm comm, const char *run_dir, const sk_ckpt_met
 /* Not collective: has this rank's thread done its work? When all have, sk_ckpt_go_on does not wait. */
 bool sk_ckpt_idle(const sk_ckpt_job *job);
 
+/* Not collective: has this rank written and synced its part? Maybe not all of it is hashed then. */
+bool sk_ckpt_written(const sk_ckpt_job *job);
+
 /* Not collective: is the checkpoint there, and only read back? */
 bool sk_ckpt_published(const sk_ckpt_job *job);
 

@@ -34,6 +34,7 @@ struct sk_ckpt_job {
   atomic_bool behind;      /* the program computes meanwhile */
   sk_ckpt_threads threads; /* of this phase */
   atomic_bool idle;        /* the work is done */
+  atomic_bool written;     /* this rank has, and synced it; maybe not all is hashed */
   sk_err err, late; /* of this rank until the ranks have agreed; what only deserves a warning */
   double began, published; /* moment; seconds from then on */
   double busy, checked; /* seconds of work until it is published, and after */
@@ -198,6 +199,7 @@ static void write_work(sk_ckpt_job *j) {
   for (int k = 0; k < n && !j->err.code; k += MOST_OPEN)
     write_batch(j, j->part + k, n - k < MOST_OPEN ? n - k : MOST_OPEN, &j->err);
   if (j->rank == 0) write_sides(j);
+  atomic_store(&j->written, true);
   if (beside) pthread_join(thread, NULL);
   if (helped && !j->err.code) await_hashes(j, sk_now());
   sk_ckpt_hasher_finish(j->hasher);
@@ -394,6 +396,7 @@ static sk_ckpt_job *begin(MPI_Comm comm, char *dir, char *name, const char *run_
   j->form = form;
   j->file = file;
   atomic_init(&j->behind, behind);
+  atomic_init(&j->written, false);
   j->keep = keep;
   j->keep_every = keep_every;
   j->run_dir = run_dir ? sk_strdup(run_dir) : NULL;
@@ -417,6 +420,8 @@ sk_ckpt_job *sk_ckpt_begin(MPI_Comm comm, const char *run_dir, const sk_ckpt_met
 }
 
 bool sk_ckpt_idle(const sk_ckpt_job *j) { return atomic_load(&j->idle); }
+
+bool sk_ckpt_written(const sk_ckpt_job *j) { return atomic_load(&j->written); }
 
 bool sk_ckpt_published(const sk_ckpt_job *j) { return j->phase > PUBLISH; }
 
