@@ -297,13 +297,13 @@ static int publish(sk_ckpt_job *j, sk_err *e) {
   return e->code;
 }
 
-/* What was published turned out to be damaged: the folder that it has replaced is there again, or none. */
-static void withdraw(sk_ckpt_job *j) {
-  if (j->replaced == EXCHANGED) {
-    if (renameat2(AT_FDCWD, j->tmp, AT_FDCWD, j->final, RENAME_EXCHANGE) != 0) sk_fs_fail(&j->late, j->final, "put back", errno);
-  } else if (rename(j->final, j->tmp) != 0 || (j->replaced == ASIDE && rename(j->old, j->final) != 0)) {
-    sk_fs_fail(&j->late, j->final, "put back", errno);
-  }
+/* What was published turned out to be damaged, and is to be in `tmp` again; the folder that it has replaced takes its place.
+ * false: it stays, for a load to pass over, and in `tmp` may be the one that it has replaced. */
+static bool withdraw(const sk_ckpt_job *j) {
+  if (j->replaced == EXCHANGED) return renameat2(AT_FDCWD, j->tmp, AT_FDCWD, j->final, RENAME_EXCHANGE) == 0;
+  if (rename(j->final, j->tmp) != 0) return false;
+  if (j->replaced == ASIDE) rename(j->old, j->final); // where that fails it counts under its name, too
+  return true;
 }
 
 /* The manifest is on the disk as it should be. */
@@ -432,8 +432,7 @@ bool sk_ckpt_go_on(sk_ckpt_job *j) {
   if (j->threaded) pthread_join(j->thread, NULL);
   j->threaded = false;
   if (sk_agree(j->comm, &j->err) != SK_OK) {
-    if (j->rank == 0 && j->phase == CHECK) withdraw(j);
-    if (j->rank == 0) sk_fs_remove(j->tmp);
+    if (j->rank == 0 && (j->phase != CHECK || withdraw(j))) sk_fs_remove(j->tmp);
     j->phase = OVER;
   } else if (j->phase == WRITE) {
     gather_slabs(j);

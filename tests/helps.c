@@ -17,7 +17,7 @@ enum { STEPS = 9, SAVED = 3 };
 
 static int own; /* threads of this rank */
 
-/* What is left of a training: the steps' losses, weights and this rank's optimizer state; how many threads computed. */
+/* What is left of a training: the steps' losses, weights and this rank's optimizer state. */
 typedef struct outcome {
   double loss[STEPS + 1];
   float *state;

@@ -521,7 +521,7 @@ static void test_gemm_threads(void) {
     other = other && gemm_bits(1, s, 1001) != one;
   }
   tap_ok(other, "other inputs give other bits");
-  gemm_bits(before, size[0], 1000);
+  gemm_bits(before, size[0], 1000); // so many again, for the BLAS as well
 }
 
 int main(int argc, char **argv) {
