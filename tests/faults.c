@@ -12,6 +12,7 @@
 #include "io/run.h"
 #include "tests/faults_shim.h"
 #include <fcntl.h>
+#include <glob.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
@@ -165,8 +166,17 @@ static int64_t newest(sk_err *e) {
 
 /* ---- damage at rest, by rank 0 ---- */
 
+/* A file of the checkpoint of that step. Killed between two renames a job leaves it under the name with .old, where the
+ * next one finds it. */
 static char *path_of(int64_t step, const char *name) {
-  return sk_strf("%s/checkpoints/step-%08lld/%s", run, (long long)step, name);
+  char *dir = sk_strf("%s/checkpoints/step-%08lld", run, (long long)step), *old = sk_strf("%s.old.*", dir), *path;
+  glob_t found = {0};
+  const bool aside = access(dir, F_OK) != 0 && glob(old, 0, NULL, &found) == 0;
+  path = sk_strf("%s/%s", aside ? found.gl_pathv[0] : dir, name);
+  globfree(&found);
+  sk_free(old);
+  sk_free(dir);
+  return path;
 }
 
 static void change(const char *path, int kind, uint64_t pick) {
