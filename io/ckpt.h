@@ -13,6 +13,7 @@
 #ifndef SK_CKPT_H
 #define SK_CKPT_H
 #include "io/h5.h"
+#include "src/sum.h"
 
 /* A small file of another program that goes along with a model (tokenizer.json, generation_config.json). */
 typedef struct sk_ckpt_side {
@@ -55,14 +56,15 @@ typedef struct sk_ckpt_file {
   const sk_dset *dset; /* the same on every rank */
   const sk_slab *slab; /* this rank's; together they cover every dataset once */
   const sk_source *source; /* when saving: of slabs without data, else NULL; called by the thread that saves */
+  const sk_sum *const *sum; /* when saving: [n_slab] of each slab's data, NULL where nobody has taken it yet; NULL: of none */
 } sk_ckpt_file;
 
 /* ---- saving ----
  * A save is begun, goes on by itself in a thread of each rank, and is moved along by the ranks together:
  *
  *   sk_ckpt_form_make      once: the structure of the files
- *   sk_ckpt_begin          threads: write and sync this rank's slabs, hash them
- *   sk_ckpt_go_on          all is written: rank 0's thread: manifest.json with all hashes, sync, rename to step-N, `latest`
+ *   sk_ckpt_begin          threads: add up, write and sync this rank's slabs
+ *   sk_ckpt_go_on          all is written: rank 0's thread: manifest.json with all sums, sync, rename to step-N, `latest`
  *   sk_ckpt_go_on          it is published: threads: read the files back, to see that they hold what was written
  *   sk_ckpt_go_on          they do: rank 0's thread: what it replaces may go, and older ones
  *   sk_ckpt_go_on          over: sk_ckpt_end
@@ -87,9 +89,8 @@ void sk_ckpt_form_free(sk_ckpt_form *form);
 int64_t sk_ckpt_form_bytes(const sk_ckpt_form *form, int k);
 /* Byte of file k at which a slab begins: data that lie so in memory too, modulo 4096, go past the page cache. */
 int64_t sk_ckpt_form_place(const sk_ckpt_form *form, int k, const sk_ckpt_file *file, int slab);
-/* Collective. So many threads of this rank compute behind which others save; `helpers` of them (0: none) can hash between
- * ops. true: they are to, by sk_ckpt_hash, as all ranks of the node together leave too few cores. */
-bool sk_ckpt_form_beside(MPI_Comm comm, sk_ckpt_form *form, int threads, int helpers);
+/* Collective. So many threads of this rank compute behind which others save. */
+void sk_ckpt_form_beside(MPI_Comm comm, sk_ckpt_form *form, int threads);
 /* How many threads of each rank write, behind computing ones or while all wait: chosen by the node's cores; tests set
  * another number (at most 4) for both, and whether there is no core for them behind computing ones. */
 int sk_ckpt_form_workers(const sk_ckpt_form *form, bool behind);
@@ -109,15 +110,8 @@ sk_ckpt_job *sk_ckpt_begin(MPI_Comm comm, const char *run_dir, const sk_ckpt_met
 /* Not collective: has this rank's thread done its work? When all have, sk_ckpt_go_on does not wait. */
 bool sk_ckpt_idle(const sk_ckpt_job *job);
 
-/* Not collective: has this rank written and synced its part? Maybe not all of it is hashed then. */
-bool sk_ckpt_written(const sk_ckpt_job *job);
-
 /* Not collective: is the checkpoint there, and only read back? */
 bool sk_ckpt_published(const sk_ckpt_job *job);
-
-/* Not collective. Hashes about so many bytes of this rank's slabs, as number `thread` of the helpers. false: nothing is
- * left for it. Call it only between sk_ckpt_begin and the first sk_ckpt_go_on. */
-bool sk_ckpt_hash(sk_ckpt_job *job, int thread, int64_t bytes);
 
 /* Collective. Waits for the threads, agrees on errors, begins what comes next; true: it is over. */
 bool sk_ckpt_go_on(sk_ckpt_job *job);
@@ -165,7 +159,7 @@ void sk_ckpt_prune(const char *run_dir, int64_t keep, int64_t keep_every);
  * above) and the hint's. For who holds the run's lock. */
 void sk_ckpt_clean(MPI_Comm comm, const char *run_dir);
 
-/* Collective. `saker verify`: every file and every slab's hash; prints a line per file on rank 0;
- * SK_FAILED with the names of all that is damaged. Files whose own hash is wrong are not opened. */
+/* Collective. `saker verify`: every file's and every slab's sum; prints a line per file on rank 0;
+ * SK_FAILED with the names of all that is damaged. Files whose own sum is wrong are not opened. */
 int sk_ckpt_verify(MPI_Comm comm, const char *path, sk_err *e);
 #endif

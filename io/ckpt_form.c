@@ -90,10 +90,8 @@ int64_t sk_ckpt_form_place(const sk_ckpt_form *form, int k, const sk_ckpt_file *
   return sk_ckpt_place(file, &form->file[k], slab);
 }
 
-bool sk_ckpt_form_beside(MPI_Comm comm, sk_ckpt_form *form, int threads, int helpers) {
+void sk_ckpt_form_beside(MPI_Comm comm, sk_ckpt_form *form, int threads) {
   form->behind = sk_ckpt_threads_beside(comm, threads);
-  form->helpers = form->behind.crowded ? helpers : 0;
-  return form->helpers > 0;
 }
 
 bool sk_ckpt_form_gives_way(const sk_ckpt_form *form) { return form->behind.give_way; }

@@ -6,14 +6,12 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-typedef char sk_hash_text[SK_HASH_HEX];
-
 /* One rank's part of one file that is being written. Nothing here is collective or calls MPI or HDF5. */
 typedef struct sk_ckpt_part {
   char *path;
   const sk_ckpt_file *file; /* borrowed, as the form */
   const sk_h5_form *form;
-  sk_hash_text *hash; /* [file->n_slab] XXH3-128 of the slabs as they are in memory; undefined for empty ones */
+  uint64_t *slab_sum; /* [file->n_slab] of the slabs as they are in memory, each by itself; 0 for empty ones */
   int fd;             /* -1: closed */
   int direct;         /* the same file past the page cache; -1: closed, or the file system refuses */
   atomic_uint_fast64_t sum; /* sk_ckpt_sum of what has been added to it so far */
@@ -31,20 +29,11 @@ int sk_ckpt_part_close(sk_ckpt_part *w, bool sync, sk_err *e);
 /* Byte of the file at which a slab begins. */
 int64_t sk_ckpt_place(const sk_ckpt_file *f, const sk_h5_form *form, int slab);
 
-/* A slab on its way into its hash and its file's sum. */
-typedef struct sk_ckpt_digest {
-  sk_ckpt_part *part; /* NULL: none */
-  const char *data;
-  int slab;
-  int64_t run, done; /* bytes of the current run of bytes in the file */
-} sk_ckpt_digest;
-/* Adds at most *n more bytes, and takes them off *n; true: that was all, and part->hash[slab] is set. hash: the same for the
- * whole slab. */
-bool sk_ckpt_digest_add(sk_ckpt_digest *d, sk_hash *hash, int64_t *n);
+/* Sets a slab's sum and adds to its file's; reads the data only where the file does not come with what they sum up to. */
+void sk_ckpt_part_sum(sk_ckpt_part *w, int slab, const float *data);
 
-/* What n bytes at byte `at` of a file add to its sum, modulo 2^64: every 64-bit word (little-endian, from the file's
- * beginning) times 1, 3, 5 and so on. Bytes that nobody writes are 0 and add nothing, so the sums of all writers together
- * are that of the file. As the weights are odd a changed bit always shows; a lost write does unless by a chance of 2^-64. */
+/* What n bytes at byte `at` of a file add to its sum: sk_sum_weighted of all its 32-bit words. Bytes that nobody writes
+ * are 0 and add nothing, so the sums of all writers together are that of the file. */
 uint64_t sk_ckpt_sum(const char *data, size_t n, int64_t at);
 
 /* A file does not hold what a write said it took. */
@@ -54,27 +43,13 @@ int sk_ckpt_lied(const char *path, sk_err *e);
  * a share of the time while `behind` (NULL: all of it). */
 uint64_t sk_ckpt_read_sum(const char *path, bool direct, double share, const atomic_bool *behind, sk_err *e);
 
-/* ---- hashing (ckpt_hash.c) ---- */
-
-/* All slabs with data of some parts, the largest first: each is hashed by one of so many workers, which may stop after any
- * number of bytes. */
-typedef struct sk_ckpt_hasher sk_ckpt_hasher;
-sk_ckpt_hasher *sk_ckpt_hasher_open(int n_part, sk_ckpt_part *part, int workers);
-void sk_ckpt_hasher_close(sk_ckpt_hasher *h);
-/* Hashes about n bytes; each worker is one thread at a time. false: there is nothing left for it. */
-bool sk_ckpt_hasher_some(sk_ckpt_hasher *h, int worker, int64_t n);
-/* Whether all is hashed. */
-bool sk_ckpt_hasher_done(const sk_ckpt_hasher *h);
-/* Hashes what is left, also of slabs that a worker has begun: after it all is hashed. One thread, beside workers. */
-void sk_ckpt_hasher_finish(sk_ckpt_hasher *h);
-
 /* ---- threads (ckpt_work.c) ---- */
 
 enum { SK_CKPT_WORKERS = 4 };
 
 /* What each rank's threads may take of the node while a checkpoint is written. */
 typedef struct sk_ckpt_threads {
-  int workers;   /* of each rank: they write, hash and check; 2 to SK_CKPT_WORKERS (tests: 1) */
+  int workers;   /* of each rank: they write and check; 2 to SK_CKPT_WORKERS (tests: 1) */
   bool give_way; /* they are nicer than threads that compute */
   bool crowded;  /* those that compute leave less than an eighth of the cores, or none */
 } sk_ckpt_threads;
@@ -110,7 +85,6 @@ struct sk_ckpt_form {
   char who[300]; /* HOST-PID of rank 0: ends the name of a tmp folder */
   int n_file;
   sk_ckpt_threads waiting, behind; /* while the ranks wait, while they compute */
-  int helpers; /* of this rank's threads that compute: they hash between their ops; 0: others do */
   sk_h5_form *file;
 };
 

@@ -7,7 +7,6 @@
 #include "io/manifest.h"
 #include <errno.h>
 #include <fcntl.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,14 +33,12 @@ struct sk_ckpt_job {
   atomic_bool behind;      /* the program computes meanwhile */
   sk_ckpt_threads threads; /* of this phase */
   atomic_bool idle;        /* the work is done */
-  atomic_bool written;     /* this rank has, and synced it; maybe not all is hashed */
   sk_err err, late; /* of this rank until the ranks have agreed; what only deserves a warning */
   double began, published; /* moment; seconds from then on */
   double busy, checked; /* seconds of work until it is published, and after */
   const sk_ckpt_form *form;
   const sk_ckpt_file *file; /* [form->n_file], borrowed */
   sk_ckpt_part *part;       /* [form->n_file] */
-  sk_ckpt_hasher *hasher;   /* of slabs that are in memory */
   sk_manifest *m;           /* size and sum of every HDF5 file; rank 0: all */
   char *dir, *name, *tmp, *final, *old; /* the folder, the checkpoint's name in it; paths */
   replaced replaced;
@@ -111,8 +108,10 @@ static int by_turn(const void *a, const void *b) {
 static void write_unit(void *arg, int worker, int i, sk_err *e) {
   batch *b = arg;
   const unit *u = &b->unit[(b->first + i) % b->n];
+  const float *data = u->part->file->slab[u->slab].data;
   (void)worker;
-  sk_ckpt_part_write(u->part, u->slab, u->part->file->slab[u->slab].data, b->pages, e);
+  if (b->pages) sk_ckpt_part_sum(u->part, u->slab, data);
+  sk_ckpt_part_write(u->part, u->slab, data, b->pages, e);
 }
 
 static void write_units(const sk_ckpt_job *j, batch *b, sk_err *e) {
@@ -129,7 +128,7 @@ static void write_units(const sk_ckpt_job *j, batch *b, sk_err *e) {
 /* Slabs without data, one by one in the order of their reader, which lets each have the memory of the largest. */
 static void write_sourced(sk_ckpt_part *w, sk_err *e) {
   const sk_ckpt_file *f = w->file;
-  int64_t most = 0, all;
+  int64_t most = 0;
   for (int i = 0; i < f->n_slab; i++) {
     const int64_t count = sk_slab_count(&f->slab[i], f->dset[f->slab[i].dset].rank);
     if (!f->slab[i].data && count > most) most = count;
@@ -137,14 +136,12 @@ static void write_sourced(sk_ckpt_part *w, sk_err *e) {
   if (most == 0) return;
   SK_CHECK(f->source, "%s: slabs without data and without a source", f->name);
   float *values = sk_malloc((size_t)most * sizeof *values);
-  sk_hash *hash = sk_hash_new();
   for (int i = 0; i < f->n_slab && !e->code; i++) {
     if (f->slab[i].data || sk_slab_count(&f->slab[i], f->dset[f->slab[i].dset].rank) == 0) continue;
     if (f->source->fill(f->source->arg, i, values, e) != SK_OK) break;
-    sk_ckpt_digest_add(&(sk_ckpt_digest){.part = w, .slab = i, .data = (const char *)values}, hash, (all = INT64_MAX, &all));
+    sk_ckpt_part_sum(w, i, values);
     if (sk_ckpt_part_write(w, i, values, true, e) == SK_OK) sk_ckpt_part_write(w, i, values, false, e);
   }
-  sk_hash_free(hash);
   sk_free(values);
 }
 
@@ -170,39 +167,14 @@ static void write_batch(const sk_ckpt_job *j, sk_ckpt_part *part, int n_part, sk
   sk_free(b.unit);
 }
 
-static void hash_share(void *arg, int worker, int i, sk_err *e) {
-  (void)worker, (void)e;
-  while (sk_ckpt_hasher_some(arg, i, INT64_MAX)) continue;
-}
-
-static void *hash_all(void *arg) {
-  sk_ckpt_job *j = arg;
-  sk_err none = {0};
-  sk_ckpt_each(j->threads.workers, j->threads.workers, hash_share, j->hasher, &none);
-  return NULL;
-}
-
-/* Threads that compute hash between their ops, unless they do not get to it or compute no more. */
-static void await_hashes(sk_ckpt_job *j, double written) {
-  const double until = written + fmax(1, 3 * (written - j->began));
-  while (!sk_ckpt_hasher_done(j->hasher) && atomic_load(&j->behind) && sk_now() < until) usleep(1000);
-}
-
 static void write_work(sk_ckpt_job *j) {
-  pthread_t thread;
   const int n = j->form->n_file;
-  const bool helped = j->threaded && j->form->helpers && atomic_load(&j->behind);
-  const bool beside = !helped && sk_ckpt_thread(&thread, hash_all, j);
   if (j->rank == 0) sk_fs_mkdirs(j->dir, &j->err);
   // The first to come makes it: nobody waits for rank 0.
   if (!j->err.code && mkdir(j->tmp, 0777) != 0 && errno != EEXIST) sk_fs_fail(&j->err, j->tmp, "created", errno);
   for (int k = 0; k < n && !j->err.code; k += MOST_OPEN)
     write_batch(j, j->part + k, n - k < MOST_OPEN ? n - k : MOST_OPEN, &j->err);
   if (j->rank == 0) write_sides(j);
-  atomic_store(&j->written, true);
-  if (beside) pthread_join(thread, NULL);
-  if (helped && !j->err.code) await_hashes(j, sk_now());
-  sk_ckpt_hasher_finish(j->hasher);
 }
 
 /* Rank 0 gets the list of what the ranks wrote. */
@@ -221,7 +193,7 @@ static void gather_slabs(sk_ckpt_job *j) {
       x->dset = s->dset;
       memcpy(x->start, s->start, (size_t)rank * sizeof *x->start);
       memcpy(x->count, s->count, (size_t)rank * sizeof *x->count);
-      memcpy(x->hash, j->part[k].hash[i], SK_HASH_HEX);
+      x->sum = j->part[k].slab_sum[i];
     }
   int *counts = sk_calloc((size_t)j->size, sizeof *counts), *at = sk_calloc((size_t)j->size, sizeof *at);
   MPI_Datatype one;
@@ -308,7 +280,7 @@ static bool withdraw(const sk_ckpt_job *j) {
 
 /* The manifest is on the disk as it should be. */
 static int check_manifest(const char *path, const char *text, sk_err *e) {
-  sk_hash_text want, have;
+  char want[SK_HASH_HEX], have[SK_HASH_HEX];
   sk_hash_hex(text, strlen(text), want);
   if (sk_fs_hash(path, have, e) == SK_OK && strcmp(want, have) != 0) sk_ckpt_lied(path, e);
   return e->code;
@@ -380,7 +352,7 @@ static void name_files(sk_ckpt_job *j) {
     f->dset = (sk_dset *)(uintptr_t)j->file[k].dset; // read only
     j->part[k] = (sk_ckpt_part){.path = sk_strf("%s/%s", j->tmp, f->name), .file = &j->file[k],
                                 .form = &j->form->file[k], .fd = -1, .direct = -1};
-    j->part[k].hash = sk_calloc((size_t)j->file[k].n_slab, sizeof *j->part[k].hash);
+    j->part[k].slab_sum = sk_calloc((size_t)j->file[k].n_slab, sizeof *j->part[k].slab_sum);
   }
 }
 
@@ -396,7 +368,6 @@ static sk_ckpt_job *begin(MPI_Comm comm, char *dir, char *name, const char *run_
   j->form = form;
   j->file = file;
   atomic_init(&j->behind, behind);
-  atomic_init(&j->written, false);
   j->keep = keep;
   j->keep_every = keep_every;
   j->run_dir = run_dir ? sk_strdup(run_dir) : NULL;
@@ -408,7 +379,6 @@ static sk_ckpt_job *begin(MPI_Comm comm, char *dir, char *name, const char *run_
   j->final = sk_strf("%s/%s", dir, name);
   j->old = sk_strf("%s.old.%s-%ld", j->final, sk_host(), (long)getpid());
   name_files(j);
-  j->hasher = sk_ckpt_hasher_open(form->n_file, j->part, behind && form->helpers ? form->helpers : SK_CKPT_WORKERS);
   start(j, WRITE, write_work);
   return j;
 }
@@ -421,11 +391,7 @@ sk_ckpt_job *sk_ckpt_begin(MPI_Comm comm, const char *run_dir, const sk_ckpt_met
 
 bool sk_ckpt_idle(const sk_ckpt_job *j) { return atomic_load(&j->idle); }
 
-bool sk_ckpt_written(const sk_ckpt_job *j) { return atomic_load(&j->written); }
-
 bool sk_ckpt_published(const sk_ckpt_job *j) { return j->phase > PUBLISH; }
-
-bool sk_ckpt_hash(sk_ckpt_job *j, int thread, int64_t bytes) { return sk_ckpt_hasher_some(j->hasher, thread, bytes); }
 
 bool sk_ckpt_go_on(sk_ckpt_job *j) {
   if (j->phase == OVER) return true;
@@ -459,10 +425,9 @@ int sk_ckpt_end(sk_ckpt_job *j, sk_ckpt_result *r, sk_err *e) {
   if (j->err.code) sk_fail(e, j->err.code, "%s", j->err.msg);
   else if (j->late.code) sk_warn("the checkpoint is complete, but: %s", j->late.msg);
   for (int k = 0; k < j->form->n_file; k++) {
-    sk_free(j->part[k].hash);
+    sk_free(j->part[k].slab_sum);
     sk_free(j->part[k].path);
   }
-  sk_ckpt_hasher_close(j->hasher);
   sk_free(j->part);
   sk_free(j->m->slab);
   sk_free(j->m);

@@ -1,5 +1,5 @@
 /* ckpt_write.c: one rank's part of one file of a checkpoint: plain writes, past the page cache where that can be, and the
- * sum of what they write. */
+ * sums of what they write. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -14,7 +14,7 @@
 enum {
   PAGE = 4096,      // O_DIRECT's unit: every disk's divides it
   CHUNK = 8 << 20,  // bytes of a write past the page cache
-  PIECE = 64 << 10, // bytes hashed and added up in turn: they stay in a core's cache
+  WORD = 4,         // bytes that a sum counts together
   READ = 1 << 20,   // bytes read at a time
 };
 
@@ -61,43 +61,21 @@ int sk_ckpt_lied(const char *path, sk_err *e) {
 /* Bytes that are no whole words, by the same weights. */
 static uint64_t sum_bytes(const unsigned char *p, size_t n, uint64_t at) {
   uint64_t sum = 0;
-  for (size_t i = 0; i < n; i++) sum += ((uint64_t)p[i] << 8 * ((at + i) % 8)) * ((at + i) / 8 * 2 + 1);
+  for (size_t i = 0; i < n; i++) sum += ((uint64_t)p[i] << 8 * ((at + i) % WORD)) * ((at + i) / WORD * 2 + 1);
   return sum;
 }
 
-/* Sum of n words, and of n words times their number among them. Of LANES columns of words each has its own sum and the
- * sum of what that was after each row, which counts the words of row r (rows - r) times: additions alone, as fast as
- * memory gives the words. */
-static uint64_t sum_words(const unsigned char *p, size_t n, uint64_t *plain) {
-  enum { LANES = 16 };
-  uint64_t sum[LANES] = {0}, sums[LANES] = {0}, ranked = 0;
-  const size_t rows = n / LANES;
-  for (size_t r = 0; r < rows; r++)
-#pragma omp simd
-    for (size_t l = 0; l < LANES; l++) {
-      uint64_t w;
-      memcpy(&w, p + 8 * (r * LANES + l), sizeof w);
-      sum[l] += w;
-      sums[l] += sum[l];
-    }
-  *plain = 0;
-  for (size_t l = 0; l < LANES; l++) *plain += sum[l], ranked += LANES * (rows * sum[l] - sums[l]) + l * sum[l];
-  for (size_t i = rows * LANES; i < n; i++) {
-    uint64_t w;
-    memcpy(&w, p + 8 * i, sizeof w);
-    *plain += w;
-    ranked += w * i;
-  }
-  return ranked;
+static uint64_t sum_words(const char *p, size_t words, int64_t at) {
+  const sk_sum none = {0, 0};
+  return sk_sum_weighted(sk_sum_join(none, sk_sum_of(p, words), (uint64_t)at / WORD));
 }
 
 uint64_t sk_ckpt_sum(const char *data, size_t n, int64_t at) {
   const unsigned char *p = (const unsigned char *)data;
-  size_t head = (size_t)(-at & 7);
+  size_t head = (size_t)(-at & (WORD - 1));
   if (head > n) head = n;
-  const size_t words = (n - head) / 8, rest = head + 8 * words;
-  uint64_t plain, ranked = sum_words(p + head, words, &plain);
-  return sum_bytes(p, head, (uint64_t)at) + 2 * (ranked + plain * (((uint64_t)at + head) / 8)) + plain +
+  const size_t words = (n - head) / WORD, rest = head + WORD * words;
+  return sum_bytes(p, head, (uint64_t)at) + sum_words(data + head, words, at + (int64_t)head) +
          sum_bytes(p + rest, n - rest, (uint64_t)at + rest);
 }
 
@@ -181,23 +159,21 @@ int sk_ckpt_part_write(const sk_ckpt_part *w, int slab, const float *data, bool 
   return e->code;
 }
 
-bool sk_ckpt_digest_add(sk_ckpt_digest *d, sk_hash *hash, int64_t *n) {
-  const map m = map_of(d->part->file, d->part->form, d->slab);
-  uint64_t sum = 0;
-  for (; d->run < m.r.n && *n > 0; d->run++, d->done = 0) {
-    const char *p = d->data + d->run * m.r.bytes;
-    const int64_t at = map_at(&m, d->run);
-    for (int64_t part; d->done < m.r.bytes && *n > 0; d->done += part, *n -= part) {
-      part = m.r.bytes - d->done < PIECE ? m.r.bytes - d->done : PIECE;
-      sk_hash_add(hash, p + d->done, (size_t)part);
-      sum += sk_ckpt_sum(p + d->done, (size_t)part, at + d->done);
-    }
-    if (d->done < m.r.bytes) break;
+void sk_ckpt_part_sum(sk_ckpt_part *w, int slab, const float *data) {
+  const map m = map_of(w->file, w->form, slab);
+  const sk_sum *known = w->file->sum && m.r.n == 1 ? w->file->sum[slab] : NULL;
+  sk_sum all = {0, 0};
+  uint64_t in_file = 0;
+  for (int64_t k = 0; k < m.r.n; k++) {
+    const char *p = (const char *)data + k * m.r.bytes;
+    const int64_t at = map_at(&m, k);
+    const sk_sum none = {0, 0}, run = known ? *known : sk_sum_of(p, (size_t)m.r.bytes / WORD);
+    all = sk_sum_join(all, run, (uint64_t)(k * m.r.bytes / WORD));
+    in_file += at % WORD ? sk_ckpt_sum(p, (size_t)m.r.bytes, at)
+                         : sk_sum_weighted(sk_sum_join(none, run, (uint64_t)at / WORD));
   }
-  atomic_fetch_add(&d->part->sum, sum);
-  if (d->run < m.r.n) return false;
-  sk_hash_take(hash, d->part->hash[d->slab]);
-  return true;
+  w->slab_sum[slab] = sk_sum_weighted(all);
+  atomic_fetch_add(&w->sum, in_file);
 }
 
 /* The writer of the structure sees to the size as well, so that a full disk shows at once. */

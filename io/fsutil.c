@@ -182,29 +182,6 @@ void sk_hash_hex(const void *data, size_t n, char hex[SK_HASH_HEX]) {
   to_hex(XXH3_128bits(data, n), hex);
 }
 
-struct sk_hash {
-  XXH3_state_t *state;
-};
-
-sk_hash *sk_hash_new(void) {
-  sk_hash *h = sk_calloc(1, sizeof *h);
-  h->state = XXH3_createState();
-  SK_CHECK(h->state && XXH3_128bits_reset(h->state) == XXH_OK, "out of memory for a checksum");
-  return h;
-}
-
-void sk_hash_add(sk_hash *h, const void *data, size_t n) { XXH3_128bits_update(h->state, data, n); }
-
-void sk_hash_take(sk_hash *h, char hex[SK_HASH_HEX]) {
-  to_hex(XXH3_128bits_digest(h->state), hex);
-  XXH3_128bits_reset(h->state);
-}
-
-void sk_hash_free(sk_hash *h) {
-  if (h) XXH3_freeState(h->state);
-  sk_free(h);
-}
-
 int sk_fs_hash(const char *path, char hex[SK_HASH_HEX], sk_err *e) {
   struct stat st;
   int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); // a pipe in its place must not block
@@ -213,17 +190,18 @@ int sk_fs_hash(const char *path, char hex[SK_HASH_HEX], sk_err *e) {
     close(fd);
     return sk_fail(e, SK_FAILED, "%s: not a regular file", path);
   }
-  sk_hash *h = sk_hash_new();
+  XXH3_state_t *state = XXH3_createState();
+  SK_CHECK(state && XXH3_128bits_reset(state) == XXH_OK, "out of memory for a checksum");
   char *buf = sk_malloc(BLOCK);
   for (;;) {
     ssize_t k = read(fd, buf, BLOCK);
     if (k < 0 && errno == EINTR) continue;
     if (k < 0) sk_fs_fail(e, path, "read", errno);
     if (k <= 0) break;
-    sk_hash_add(h, buf, (size_t)k);
+    XXH3_128bits_update(state, buf, (size_t)k);
   }
-  sk_hash_take(h, hex);
-  sk_hash_free(h);
+  to_hex(XXH3_128bits_digest(state), hex);
+  XXH3_freeState(state);
   sk_free(buf);
   close(fd);
   return e->code;

@@ -40,13 +40,7 @@ void sk_fs_free_names(char **name, int64_t n);
 /* Whether no such process runs on this host; one that has ended but was never waited for does not run. */
 bool sk_fs_process_gone(long pid);
 
-/* XXH3-128 in canonical form: of one piece of memory, or of pieces in turn (sk_hash_take starts anew). sk_fs_hash
- * reads a regular file in bounded memory. */
+/* XXH3-128 in canonical form, of memory or of a regular file, which is read in bounded memory. */
 void sk_hash_hex(const void *data, size_t n, char hex[SK_HASH_HEX]);
-typedef struct sk_hash sk_hash;
-sk_hash *sk_hash_new(void);
-void sk_hash_add(sk_hash *h, const void *data, size_t n);
-void sk_hash_take(sk_hash *h, char hex[SK_HASH_HEX]);
-void sk_hash_free(sk_hash *h);
 int sk_fs_hash(const char *path, char hex[SK_HASH_HEX], sk_err *e);
 #endif

@@ -2,7 +2,6 @@
 libsaker_a_SOURCES += \
   io/ckpt.c io/ckpt.h io/ckpt_job.h io/ckpt_side.c \
   io/ckpt_form.c \
-  io/ckpt_hash.c \
   io/ckpt_save.c \
   io/ckpt_work.c \
   io/ckpt_write.c \

@@ -61,7 +61,7 @@ static void put_file(FILE *f, const sk_manifest *m, int k, int64_t *at, sk_err *
       fprintf(f, "%s\n      {", first ? "" : ",");
       put_ints(f, "start", x->dset[d].rank, s->start);
       put_ints(f, "count", x->dset[d].rank, s->count);
-      fprintf(f, "\"xxh3_128\": \"%s\"}", s->hash);
+      fprintf(f, "\"sum64\": \"%016llx\"}", (unsigned long long)s->sum);
     }
     fputs("]}", f);
   }
@@ -138,12 +138,12 @@ static bool get_hash(const json_t *o, char hash[SK_HASH_HEX]) {
   return true;
 }
 
-/* A file's checksum: version 1 has a hash, which alone tells. */
-static bool get_sum(const json_t *o, sk_manifest_file *f) {
+/* Of a file or a slab; version 1 has a hash, which alone tells. */
+static bool get_sum(const json_t *o, uint64_t *sum, char hash[SK_HASH_HEX]) {
   const char *s = json_string_value(json_object_get(o, "sum64"));
-  if (!s) return get_hash(o, f->hash);
+  if (!s) return get_hash(o, hash);
   if (strlen(s) != 16 || strspn(s, "0123456789abcdef") != 16) return false;
-  f->sum = strtoull(s, NULL, 16);
+  *sum = strtoull(s, NULL, 16);
   return true;
 }
 
@@ -184,7 +184,7 @@ static bool get_slabs(const json_t *a, sk_manifest *m, int file, int dset) {
     int64_t size = 1;
     *s = (sk_manifest_slab){.file = file, .dset = dset};
     if (!get_ints(o, "start", d->rank, s->start) || !get_ints(o, "count", d->rank, s->count) ||
-        !get_hash(o, s->hash))
+        !get_sum(o, &s->sum, s->hash))
       return false;
     for (int i = 0; i < d->rank; i++)
       if (s->count[i] > d->dim[i] - s->start[i] || !sk_mul(size, s->count[i], &size)) return false;
@@ -199,7 +199,7 @@ static bool get_file(const json_t *o, sk_manifest *m) {
   sk_manifest_file *f = &m->file[k];
   const char *name = json_string_value(json_object_get(o, "name"));
   const json_t *list = json_object_get(o, "datasets");
-  if (!plain_name(name) || !get_int(o, "size", 0, &f->size) || !get_sum(o, f) ||
+  if (!plain_name(name) || !get_int(o, "size", 0, &f->size) || !get_sum(o, &f->sum, f->hash) ||
       !json_is_array(list) || json_array_size(list) > 10000000 ||
       (json_array_size(list) == 0 && !side_name(name)))
     return false;
@@ -293,6 +293,9 @@ int sk_manifest_read(const char *dir, sk_manifest *m, sk_err *e) {
     else if (version > SK_MANIFEST_VERSION)
       sk_fail(e, SK_FAILED, "%s: format version %lld is newer than this program's %d; use a newer Saker",
               path, (long long)version, SK_MANIFEST_VERSION);
+    else if (version == 2)
+      sk_fail(e, SK_FAILED, "%s: format version 2, of development versions in November 2026, is not read; load it with "
+              "the Saker that wrote it, and export it", path);
     else if (!get_all(o, m))
       sk_fail(e, SK_FAILED, "%s: damaged: a field is missing, of the wrong type or out of range", path);
     json_decref(o);

@@ -145,29 +145,54 @@ void *sk_cpu_scratch(sk_stream *s, size_t bytes) {
 
 // ---- copies ----
 
-// Bytes first .. end-1 of all pieces in a row.
-static void copy_share(int64_t n, const sk_copy *list, size_t first, size_t end) {
+// A thread's share of n bytes: first .. end-1.
+static void share_of(size_t n, size_t *first, size_t *end) {
+  const size_t threads = (size_t)omp_get_num_threads(), me = (size_t)omp_get_thread_num();
+  const size_t part = (n / threads + ALIGN) / ALIGN * ALIGN;
+  *first = part * me < n ? part * me : n;
+  *end = n - *first < part ? n : *first + part;
+}
+
+// Bytes first .. end-1 of all pieces in a row; what they are is added to the pieces' sums, in any order.
+static void copy_share(int64_t n, const sk_copy *list, sk_sum *sum, size_t first, size_t end) {
   size_t at = 0;
   for (int64_t i = 0; i < n && at < end; at += list[i++].bytes) {
     const size_t from = first > at ? first - at : 0, to = end - at < list[i].bytes ? end - at : list[i].bytes;
-    if (from < to) memcpy((char *)list[i].dst + from, (const char *)list[i].src + from, to - from);
+    if (from >= to) continue;
+    const sk_sum none = {0, 0}, part = sk_sum_copy((char *)list[i].dst + from, (const char *)list[i].src + from, (to - from) / 4);
+    const sk_sum mine = sk_sum_join(none, part, from / 4);
+#pragma omp atomic
+    sum[i].plain += mine.plain;
+#pragma omp atomic
+    sum[i].ranked += mine.ranked;
   }
 }
 
-static void cpu_copies(sk_stream *s, int64_t n, const sk_copy *list) {
+static bool cpu_copies_host(sk_stream *s, int64_t n, const sk_copy *list, sk_sum *sum) {
   (void)s;
   size_t all = 0;
-  for (int64_t i = 0; i < n; i++) all += list[i].bytes;
+  for (int64_t i = 0; i < n; i++) {
+    SK_CHECK(list[i].bytes % 4 == 0, "a piece of %zu bytes", list[i].bytes);
+    sum[i] = (sk_sum){0, 0};
+    all += list[i].bytes;
+  }
 #pragma omp parallel if (all > CHUNK)
   {
-    const size_t threads = (size_t)omp_get_num_threads(), me = (size_t)omp_get_thread_num();
-    const size_t part = (all / threads + ALIGN) / ALIGN * ALIGN;
-    copy_share(n, list, part * me, part * (me + 1) < all ? part * (me + 1) : all);
+    size_t first, end;
+    share_of(all, &first, &end);
+    copy_share(n, list, sum, first, end);
   }
+  return true;
 }
 
 static void cpu_copy(sk_stream *s, void *dst, const void *src, size_t bytes) {
-  cpu_copies(s, 1, &(sk_copy){dst, src, bytes});
+  (void)s;
+#pragma omp parallel if (bytes > CHUNK)
+  {
+    size_t first, end;
+    share_of(bytes, &first, &end);
+    memcpy((char *)dst + first, (const char *)src + first, end - first);
+  }
 }
 
 static void cpu_copy2d(sk_stream *s, void *dst, size_t ldd, const void *src, size_t lds,
@@ -320,7 +345,7 @@ const sk_ops sk_cpu_ops = {
     .host_alloc = cpu_host_alloc,
     .host_free = cpu_free,
     .copy_host = cpu_copy,
-    .copies_host = cpu_copies,
+    .copies_host = cpu_copies_host,
     .share = cpu_share,
     .map = cpu_map,
     .unmap = cpu_unmap,

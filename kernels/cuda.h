@@ -63,7 +63,7 @@ bool sk_cuda_event_done(sk_event *ev);
 void *sk_cuda_host_alloc(sk_device *d, size_t bytes);
 void sk_cuda_host_free(sk_device *d, void *p);
 void sk_cuda_copy_host(sk_stream *s, void *dst, const void *src, size_t bytes);
-void sk_cuda_copies_host(sk_stream *s, int64_t n, const sk_copy *list);
+bool sk_cuda_copies_host(sk_stream *s, int64_t n, const sk_copy *list, sk_sum *sum);
 int sk_cuda_share(sk_device *d, const void *p, sk_share *out, sk_err *e);
 void *sk_cuda_map(sk_device *d, const sk_share *s, sk_err *e);
 void sk_cuda_unmap(sk_device *d, void *base);

@@ -21,6 +21,7 @@
 #ifndef SK_OPS_H
 #define SK_OPS_H
 #include "src/base.h"
+#include "src/sum.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -139,8 +140,9 @@ typedef struct sk_ops {
   void (*host_free)(sk_device *, void *);
   /* Like copy, with one side in memory of host_alloc: asynchronous for the host as well. */
   void (*copy_host)(sk_stream *, void *dst, const void *src, size_t bytes);
-  /* The same for n pieces, at the speed of one. */
-  void (*copies_host)(sk_stream *, int64_t n, const sk_copy *list);
+  /* The same from the device for n pieces of 32-bit words, at the speed of one. true: sum[i] is that of piece i, which the CPU has
+   * as it copies; false: the caller takes it where it needs it. */
+  bool (*copies_host)(sk_stream *, int64_t n, const sk_copy *list, sk_sum *sum);
   /* Describes the memory that p lies in to another process of this node, which maps it: map gives
    * the start of the allocation. Both give an error where the devices or the system cannot. Who owns
    * the memory frees it after the other has unmapped it. */

@@ -89,7 +89,7 @@ static void plan_wait(sk_stream *s, sk_event *ev) {}
 
 static void plan_copy(sk_stream *s, void *dst, const void *src, size_t bytes) {}
 
-static void plan_copies_host(sk_stream *s, int64_t n, const sk_copy *list) {}
+static bool plan_copies_host(sk_stream *s, int64_t n, const sk_copy *list, sk_sum *sum) { return false; }
 
 static void plan_copy2d(sk_stream *s, void *dst, size_t ldd, const void *src, size_t lds,
                         size_t width, int64_t rows) {}

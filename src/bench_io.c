@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 enum {
-  COPY, STALL, PLAIN, PLAIN_BEHIND, HASH, WAITING, BEHIND, CHECK, REMOVE, LOAD, STEP, STEP_BUSY, STEP_CHECK, STEP_PLAIN, STEP_SAVED, KINDS
+  COPY, STALL, PLAIN, PLAIN_BEHIND, WAITING, BEHIND, CHECK, REMOVE, LOAD, STEP, STEP_BUSY, STEP_CHECK, STEP_PLAIN, STEP_SAVED, KINDS
 };
 enum { NONE = LOAD }; /* compared with nothing */
 
@@ -94,9 +94,16 @@ static void plain_copy(bench_io *s, bool count) {
   if (count) note(s, COPY, sk_now() - begin);
 }
 
+static void write_block(bench_io *s, int fd, const char *p, size_t n, off_t at, sk_err *e) {
+  for (size_t done = 0; done < n && !e->code;) {
+    ssize_t k = pwrite(fd, p + done, n - done, at + (off_t)done);
+    if (k > 0) done += (size_t)k;
+    else if (errno != EINTR) sk_fs_fail(e, s->run, "written", errno);
+  }
+}
+
 /* This thread's share of all files, of the same size each, in blocks: some threads begin with one, some with another. */
-static void for_blocks(bench_io *s, int thread, int threads, void (*one)(bench_io *, int, const char *, size_t, off_t, sk_err *),
-                       sk_err *e) {
+static void write_blocks(bench_io *s, int thread, int threads, sk_err *e) {
   const int64_t most = 16 << 20, block = (int64_t)s->bytes < most ? (int64_t)s->bytes : most;
   int64_t all = (int64_t)s->b->ranks * threads, me = (int64_t)s->b->rank * threads + thread, used = 0;
   for (int i = 0; i < s->n_file; i++) {
@@ -106,30 +113,14 @@ static void for_blocks(bench_io *s, int thread, int threads, void (*one)(bench_i
       size_t part = (size_t)(end - at < block ? end - at : block);
       size_t room = s->bytes - (size_t)block; /* another place in memory for each block */
       size_t from = room ? (size_t)(thread * (int64_t)room / threads + used) % room / 64 * 64 : 0;
-      one(s, s->fd[k], s->data + from, part, at, e);
+      write_block(s, s->fd[k], s->data + from, part, at, e);
     }
   }
 }
 
-static void write_block(bench_io *s, int fd, const char *p, size_t n, off_t at, sk_err *e) {
-  for (size_t done = 0; done < n && !e->code;) {
-    ssize_t k = pwrite(fd, p + done, n - done, at + (off_t)done);
-    if (k > 0) done += (size_t)k;
-    else if (errno != EINTR) sk_fs_fail(e, s->run, "written", errno);
-  }
-}
-
-static void hash_block(bench_io *s, int fd, const char *p, size_t n, off_t at, sk_err *e) {
-  char hex[SK_HASH_HEX];
-  (void)fd, (void)at;
-  sk_hash_hex(p, n, hex);
-  if (!hex[0]) sk_fail(e, SK_FAILED, "%s: no hash", s->run);
-}
-
-/* What a thread does that has others write or hash, and how it went. */
+/* A thread that has others write, and how it went. */
 typedef struct in_thread {
   bench_io *s;
-  void (*one)(bench_io *, int fd, const char *, size_t, off_t, sk_err *);
   int threads;
   bool gives_way; /* to training */
   atomic_bool over;
@@ -140,7 +131,7 @@ typedef struct in_thread {
 static void share(void *arg, int worker, int i, sk_err *e) {
   in_thread *t = arg;
   (void)worker;
-  for_blocks(t->s, i, t->threads, t->one, e);
+  write_blocks(t->s, i, t->threads, e);
 }
 
 static void *run_writers(void *arg) {
@@ -149,7 +140,7 @@ static void *run_writers(void *arg) {
   sk_ckpt_widen();
   if (t->gives_way) sk_ckpt_give_way();
   sk_ckpt_each(t->threads, t->threads, share, t, &t->e);
-  for (int k = 0; k < t->s->n_file && t->one == write_block; k++)
+  for (int k = 0; k < t->s->n_file; k++)
     if (fsync(t->s->fd[k]) != 0) sk_fs_fail(&t->e, t->s->run, "written", errno);
   t->seconds = sk_now() - begin;
   atomic_store(&t->over, true);
@@ -177,26 +168,18 @@ static void close_plain(bench_io *s, sk_err *e) {
   }
 }
 
-/* By the threads that a checkpoint has, while this one waits. */
-static double by_writers(bench_io *s, void (*one)(bench_io *, int, const char *, size_t, off_t, sk_err *), sk_err *e) {
-  pthread_t thread;
-  in_thread t = {.s = s, .one = one, .threads = s->writers};
-  if (sk_ckpt_thread(&thread, run_writers, &t)) pthread_join(thread, NULL);
-  else run_writers(&t);
-  if (t.e.code) sk_fail(e, t.e.code, "%s", t.e.msg);
-  return t.seconds;
-}
-
 /* As many bytes by pwrite into as many preallocated files by as many threads, synced by every rank. */
 static void plain_write(bench_io *s, sk_err *e) {
+  pthread_t thread;
+  in_thread t = {.s = s, .threads = s->writers};
   MPI_Barrier(s->b->comm);
   double begin = sk_now();
   open_plain(s, e);
-  if (!e->code) by_writers(s, write_block, e);
+  if (!e->code && sk_ckpt_thread(&thread, run_writers, &t)) pthread_join(thread, NULL);
+  else if (!e->code) run_writers(&t);
+  if (t.e.code) sk_fail(e, t.e.code, "%s", t.e.msg);
   note(s, PLAIN, sk_now() - begin);
   close_plain(s, e);
-  MPI_Barrier(s->b->comm);
-  if (!e->code) note(s, HASH, by_writers(s, hash_block, e));
 }
 
 /* ---- the real thing ---- */
@@ -222,9 +205,9 @@ static void save_waiting(bench_io *s, int64_t at, sk_err *e) {
   MPI_Barrier(s->b->comm);
   double begin = sk_now();
   sk_ckpt_job *job = begin_save(s, at, false);
-  while (!sk_ckpt_published(job)) sk_saver_go_on(s->saver, job);
+  while (!sk_ckpt_published(job)) sk_ckpt_go_on(job);
   note(s, WAITING, sk_now() - begin);
-  sk_saver_end(s->saver, job, &r, e);
+  sk_ckpt_end(job, &r, e);
 }
 
 /* As many as lay within the last save, before and after each: what both are compared in changes with time. */
@@ -255,7 +238,7 @@ static bool all_say(bench_io *s, bool mine) {
 /* Plain writes behind training, by as many threads as a checkpoint has there: what any writer takes from it. */
 static void plain_behind(bench_io *s, sk_err *e) {
   pthread_t thread;
-  in_thread t = {.s = s, .one = write_block, .threads = sk_ckpt_form_workers(s->form, true),
+  in_thread t = {.s = s, .threads = sk_ckpt_form_workers(s->form, true),
                  .gives_way = sk_ckpt_form_gives_way(s->form)};
   open_plain(s, e);
   MPI_Barrier(s->b->comm);
@@ -281,10 +264,10 @@ static void save_behind(bench_io *s, int64_t at, sk_err *e) {
   int n = 0;
   for (bool over = false; !over; n++) {
     all += step_beside(s, NULL, job);
-    if (all_say(s, sk_ckpt_idle(job))) over = sk_saver_go_on(s->saver, job);
+    if (all_say(s, sk_ckpt_idle(job))) over = sk_ckpt_go_on(job);
   }
   note(s, STEP_SAVED, all / n);
-  sk_saver_end(s->saver, job, &r, e);
+  sk_ckpt_end(job, &r, e);
   note(s, BEHIND, r.busy);
   note(s, CHECK, r.checked);
   quiet_steps(s);
@@ -344,7 +327,6 @@ static void report(bench_io *s) {
   if (s->n[STEP_PLAIN]) line(s, "step beside plain writes", 0, STEP_PLAIN, STEP, false);
   line(s, "plain writes, synced", s->total, PLAIN, NONE, false);
   if (s->n[PLAIN_BEHIND]) line(s, "plain writes behind training", s->total, PLAIN_BEHIND, PLAIN, true);
-  line(s, "hashing alone", s->total, HASH, NONE, false);
   line(s, "checkpoint, training waits", s->total, WAITING, PLAIN, true);
   line(s, "checkpoint, behind training", s->total, BEHIND, PLAIN, true);
   line(s, "reading it back", s->total, CHECK, NONE, false);

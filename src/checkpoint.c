@@ -87,14 +87,12 @@ struct sk_saver {
   int n_piece;
   piece *piece;
   sk_copy *copy; /* [n_piece] */
+  sk_sum *sum;   /* [n_piece], where the device has it */
   int n_file;
   file *file;
   sk_ckpt_file *part;
+  const sk_sum ***slab_sum; /* [n_file][its n_slab] of slabs that are a piece, else NULL */
   sk_ckpt_form *form;
-  int threads; /* that compute */
-  bool helps;  /* they hash between ops while a save goes on behind them */
-  sk_ckpt_job *job; /* that one */
-  double looked, spare; /* moment at which it was last looked after; seconds for that */
 };
 
 static int64_t elements(const sk_param *p) {
@@ -132,8 +130,7 @@ static void cut_files(sk_saver *s, int k) {
 
 enum {
   PAGE = 4096,
-  LARGE = 64 << 10,  // bytes from which a slab lies as in its file, page by page: sk_ckpt_form_place
-  SLICE = 128 << 10, // bytes that a thread hashes before it looks at the clock
+  LARGE = 64 << 10, // bytes from which a slab lies as in its file, page by page: sk_ckpt_form_place
 };
 
 typedef struct placed {
@@ -183,6 +180,7 @@ static void place_slabs(sk_saver *s) {
   char *to = s->host;
   bool together = false;
   s->piece = sk_calloc((size_t)n, sizeof *s->piece);
+  s->sum = sk_calloc((size_t)n, sizeof *s->sum);
   for (int i = 0; i < n; i++) {
     const placed *x = &list[i];
     const bool large = x->n * (int64_t)sizeof(float) >= LARGE;
@@ -192,6 +190,7 @@ static void place_slabs(sk_saver *s) {
     p.to = s->file[x->file].slab[x->slab].data = (float *)(void *)to;
     p.n = x->n;
     to += x->n * (int64_t)sizeof(float);
+    if (large) s->slab_sum[x->file][x->slab] = &s->sum[s->n_piece];
     if (last && !large && last->group == p.group && last->bucket == p.bucket && last->at + last->n == p.at) last->n += p.n;
     else s->piece[s->n_piece++] = p;
     together = !large;
@@ -218,6 +217,7 @@ int sk_saver_open(MPI_Comm comm, sk_engine *g, const char *run_dir, const char *
     memset(s->host, 0, bytes); // now, not in the first save
     cut_files(s, k);
     s->part = sk_calloc((size_t)s->n_file, sizeof *s->part);
+    s->slab_sum = sk_calloc((size_t)s->n_file, sizeof *s->slab_sum);
     for (int f = 0; f < s->n_file; f++) {
       if (f < k) {
         add_group(&s->file[f], g, "params", state, false);
@@ -226,12 +226,11 @@ int sk_saver_open(MPI_Comm comm, sk_engine *g, const char *run_dir, const char *
         add_group(&s->file[f], g, "v", state + 2 * s->n, false);
       }
       s->part[f] = parts(&s->file[f]);
+      s->slab_sum[f] = sk_calloc((size_t)s->part[f].n_slab, sizeof *s->slab_sum[f]);
     }
     if (sk_ckpt_form_make(comm, run_dir, run_id, s->n_file, s->part, &s->form, e) == SK_OK) {
-      const bool cpu = strcmp(op->name, "cpu") == 0; // a GPU is kept busy by one thread
       place_slabs(s);
-      s->threads = cpu ? omp_get_max_threads() : 1;
-      s->helps = sk_ckpt_form_beside(comm, s->form, s->threads, cpu ? s->threads : 0);
+      sk_ckpt_form_beside(comm, s->form, strcmp(op->name, "cpu") == 0 ? omp_get_max_threads() : 1); // a GPU needs one
     }
   }
   if (e->code) sk_saver_close(s);
@@ -242,51 +241,25 @@ int sk_saver_open(MPI_Comm comm, sk_engine *g, const char *run_dir, const char *
 void sk_saver_close(sk_saver *s) {
   if (!s) return;
   sk_ckpt_form_free(s->form);
-  for (int f = 0; f < s->n_file; f++) free_file(&s->file[f]);
+  for (int f = 0; f < s->n_file; f++) {
+    free_file(&s->file[f]);
+    if (s->slab_sum) sk_free(s->slab_sum[f]);
+  }
+  sk_free(s->slab_sum);
   sk_free(s->part);
   sk_free(s->file);
   sk_free(s->piece);
   sk_free(s->copy);
+  sk_free(s->sum);
   s->g->ctx.op->host_free(s->g->ctx.dev, s->host);
   sk_free(s);
 }
 
 size_t sk_saver_bytes(const sk_saver *s) { return 3 * s->n * sizeof(float); }
 
-bool sk_saver_helps(const sk_saver *s) { return s->helps; }
-
 int sk_saver_files(const sk_saver *s, const sk_ckpt_form **form) {
   *form = s->form;
   return s->n_file;
-}
-
-// ---- hashing between layers, where no core is left for it ----
-
-static const double HELP = 0.03, HELP_ALONE = 0.07; // of a rank's time, while others write and after that
-
-static void stop_helping(sk_saver *s) { s->g->ctx.between = NULL; }
-
-// All threads that compute, each as long as the others: a layer waits for the slowest.
-static bool hash_some(sk_saver *s) {
-  bool more = false;
-#pragma omp parallel num_threads(s->threads) reduction(|| : more)
-  more = sk_ckpt_hash(s->job, omp_get_thread_num(), SLICE);
-  return more;
-}
-
-static void help(void *arg) {
-  sk_saver *s = arg;
-  double now = sk_now();
-  s->spare += (sk_ckpt_written(s->job) ? HELP_ALONE : HELP) * (now - s->looked);
-  s->looked = now;
-  while (s->spare > 0) {
-    if (!hash_some(s)) {
-      stop_helping(s);
-      return;
-    }
-    s->spare -= sk_now() - now;
-    now = sk_now();
-  }
 }
 
 sk_ckpt_job *sk_saver_begin(sk_saver *s, const char *run_dir, const sk_ckpt_meta *meta, bool behind, int64_t keep,
@@ -298,26 +271,10 @@ sk_ckpt_job *sk_saver_begin(sk_saver *s, const char *run_dir, const sk_ckpt_meta
     const float *from = p->group == 0 ? sk_optim_master(&g->opt, &g->ctx, p->bucket) : p->group == 1 ? g->opt.m : g->opt.v;
     s->copy[i] = (sk_copy){p->to, from + p->at, (size_t)p->n * sizeof(float)};
   }
-  op->copies_host(g->ctx.st, s->n_piece, s->copy);
+  const bool summed = op->copies_host(g->ctx.st, s->n_piece, s->copy, s->sum);
   op->sync(g->ctx.st);
-  s->job = sk_ckpt_begin(s->comm, run_dir, meta, s->form, s->part, behind, keep, keep_every);
-  if (behind && s->helps) {
-    s->looked = sk_now();
-    s->spare = 0;
-    g->ctx.between = help;
-    g->ctx.between_arg = s;
-  }
-  return s->job;
-}
-
-bool sk_saver_go_on(sk_saver *s, sk_ckpt_job *job) {
-  stop_helping(s);
-  return sk_ckpt_go_on(job);
-}
-
-int sk_saver_end(sk_saver *s, sk_ckpt_job *job, sk_ckpt_result *r, sk_err *e) {
-  stop_helping(s);
-  return sk_ckpt_end(job, r, e);
+  for (int f = 0; f < s->n_file; f++) s->part[f].sum = summed ? s->slab_sum[f] : NULL;
+  return sk_ckpt_begin(s->comm, run_dir, meta, s->form, s->part, behind, keep, keep_every);
 }
 
 int sk_checkpoint_save(MPI_Comm comm, sk_engine *g, const char *run_dir, const sk_ckpt_meta *meta,
@@ -325,7 +282,7 @@ int sk_checkpoint_save(MPI_Comm comm, sk_engine *g, const char *run_dir, const s
   sk_saver *s;
   sk_ckpt_result r = {0};
   if (sk_saver_open(comm, g, run_dir, meta->run_id, 1, &s, e) == SK_OK)
-    sk_saver_end(s, sk_saver_begin(s, run_dir, meta, false, 0, 0), &r, e);
+    sk_ckpt_end(sk_saver_begin(s, run_dir, meta, false, 0, 0), &r, e);
   sk_saver_close(s);
   if (bytes) *bytes = e->code ? 0 : r.bytes;
   return e->code;

@@ -18,19 +18,13 @@ void sk_saver_close(sk_saver *s);
 size_t sk_saver_bytes(const sk_saver *s);
 /* How many files, and what they are made of: for comparisons. */
 int sk_saver_files(const sk_saver *s, const sk_ckpt_form **form);
-/* Whether this rank's threads hash a little between layers while a save goes on behind it: where no core is left to. */
-bool sk_saver_helps(const sk_saver *s);
 
 /* Not collective, but for every rank. Copies this rank's ZeRO slices to the host and begins to write them to
  * RUN/checkpoints/step-N: /params/NAME, /m/NAME, /v/NAME. The engine may go on at once, and does if `behind`: then the
- * threads that write give way to it where cores are left, and where there are too few it hashes what they write itself,
- * for a small part of its time. No other save may begin before sk_saver_end of this one. */
+ * threads that write give way to it where cores are left. The CPU adds up what it copies for the checksums; for a GPU
+ * those threads do. No other save may begin before sk_ckpt_end of this one. */
 sk_ckpt_job *sk_saver_begin(sk_saver *s, const char *run_dir, const sk_ckpt_meta *meta, bool behind, int64_t keep,
                             int64_t keep_every);
-/* Collective over comm. sk_ckpt_go_on (io/ckpt.h) of a save that goes on behind computing ranks. */
-bool sk_saver_go_on(sk_saver *s, sk_ckpt_job *job);
-/* Collective over comm. sk_ckpt_end (io/ckpt.h). */
-int sk_saver_end(sk_saver *s, sk_ckpt_job *job, sk_ckpt_result *r, sk_err *e);
 
 /* Collective over comm. One save from beginning to end, in one file of each kind. */
 int sk_checkpoint_save(MPI_Comm comm, sk_engine *g, const char *run_dir, const sk_ckpt_meta *meta,

@@ -47,8 +47,6 @@ typedef struct sk_ctx {
   sk_branch *branch; /* NULL: a mixer's branches run one after the other */
   struct sk_optim *opt; /* not NULL: a bucket's weights may still be on their way (sk_optim_need) */
   sk_timer *timer; /* NULL: not measured */
-  void (*between)(void *arg); /* not NULL: called before each layer, forward and backward, by the thread that computes */
-  void *between_arg;
 } sk_ctx;
 
 /* b sequences' tokens pos .. pos+T-1. Training without cp: pos = 0 and the whole sequence. With cp every

@@ -108,8 +108,7 @@ static int checkpoint_info(MPI_Comm comm, const char *path, int64_t T, sk_err *e
     sk_say("  written by   tp %lld x cp %lld x pp %lld x dp %lld", (ll)t->grid[3], (ll)t->grid[2], (ll)t->grid[0],
            (ll)t->grid[1]);
     for (int k = 0; k < m->n_file; k++)
-      sk_say("  %-12s %s, %d datasets, XXH3-128 %s", m->file[k].name, sk_bytes((double)m->file[k].size),
-             m->file[k].n_dset, m->file[k].hash);
+      sk_say("  %-12s %s, %d datasets", m->file[k].name, sk_bytes((double)m->file[k].size), m->file[k].n_dset);
     tables = sk_config_from_resolved(t->deck, path, &c, e) == SK_OK;
     if (tables) model_line(&c);
     if (tables) sk_info_tables(&c, T > 0 ? T : c.data.sequence, e);

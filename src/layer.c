@@ -135,7 +135,6 @@ static void mlp_forward(sk_ctx *c, const sk_layer *l, const sk_tokens_here *t, s
 void sk_layer_forward(sk_ctx *c, const sk_layer *l, const sk_tokens_here *t, sk_layer_saved *s,
                       sk_stream_pair *r, void *m_buf, sk_layer_cache *cache) {
   size_t mark = sk_arena_mark(&c->scratch);
-  if (c->between) c->between(c->between_arg);
   sk_norm_forward(c, l->norm1, l->eps, t->n_local, l->d, &s->n1, r);
   r->m = m_buf;
   mixer_forward(c, l, t, s, m_buf, cache);
@@ -233,7 +232,6 @@ static void mixer_backward(sk_ctx *c, const sk_layer *l, const sk_tokens_here *t
 /* Without tp there is nothing to hide: what the MLP's weight gradient reads is not kept for the mixer. */
 void sk_layer_backward(sk_ctx *c, const sk_layer *l, const sk_tokens_here *t, sk_layer_saved *s, void *dh) {
   size_t mark = sk_arena_mark(&c->scratch);
-  if (c->between) c->between(c->between_arg);
   void *du = sk_take_act(c, &c->scratch, t->n_local * l->d);
   size_t inner = sk_arena_mark(&c->scratch);
   mlp_flight flight;

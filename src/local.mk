@@ -36,6 +36,7 @@ libsaker_a_SOURCES += \
   src/layout.c src/layout.h \
   src/linear.c src/linear.h \
   src/lr.c src/lr.h \
+  src/sum.c src/sum.h \
   src/mapped.c src/mapped.h \
   src/mamba.c src/mamba.h \
   src/mamba_cp.c \

@@ -44,7 +44,7 @@ static void conclude(sk_train *t, bool last, sk_err *e) {
   sk_err mine = {0};
   sk_ckpt_result r;
   double begin = sk_now();
-  sk_saver_end(t->saver, t->job, &r, &mine);
+  sk_ckpt_end(t->job, &r, &mine);
   t->job = NULL;
   double waits[2] = {t->stall + (t->async && !last ? 0 : sk_now() - begin), t->waited};
   SK_MPI(MPI_Allreduce(MPI_IN_PLACE, waits, 2, MPI_DOUBLE, MPI_MAX, t->grid.world));
@@ -94,7 +94,7 @@ int sk_train_save(sk_train *t, bool last, sk_err *e) {
 int sk_train_save_on(sk_train *t, bool idle, sk_err *e) {
   if (!t->job || !idle) return SK_OK;
   sk_timer_begin(&t->timer, SK_T_CHECKPOINT);
-  if (sk_saver_go_on(t->saver, t->job)) conclude(t, false, e);
+  if (sk_ckpt_go_on(t->job)) conclude(t, false, e);
   sk_timer_end(&t->timer);
   return e->code;
 }

@@ -202,8 +202,6 @@ static void header(const sk_train *t) {
   else
     sk_say("Saving  every %lld steps; training waits%s", (long long)c->checkpoint.every,
            c->checkpoint.async ? ", because this MPI allows no threads (MPI_THREAD_SINGLE)" : "");
-  if (t->async && sk_saver_helps(t->saver))
-    sk_say("Saving  no core is left for it: those that compute hash what is written, for 3 to 7 %% of their time");
 }
 
 /* Weights: from the checkpoint, from train.init, or drawn. Collective. */

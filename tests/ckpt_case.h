@@ -137,7 +137,7 @@ static sk_ckpt_file cut(int file, int split) {
     for (int64_t k = rows - 1; split == DEAL && k >= 0; k--)
       if (k % size == r) add(file, i, 0, k, k + 1);
   }
-  return (sk_ckpt_file){file_name[file], SETS, part[file].n, set[file], part[file].slab, NULL};
+  return (sk_ckpt_file){file_name[file], SETS, part[file].n, set[file], part[file].slab, NULL, NULL};
 }
 
 static int save(const char *run, int64_t step, int files, int split, int version, const char *text,

@@ -387,7 +387,7 @@ static void test_foreign_sides(void) {
     sk_ckpt_side_add(&meta, "model.safetensors", "evil", 4);
     sk_ckpt_side_add(&meta, "tokenizer.json", "good", 4);
   }
-  const sk_ckpt_file f = {"model.h5", n, tap_rank == 0 ? n : 0, d, s, NULL};
+  const sk_ckpt_file f = {"model.h5", n, tap_rank == 0 ? n : 0, d, s, NULL, NULL};
   SK_CHECK(sk_ckpt_save_as(MPI_COMM_WORLD, "foreign/ck", &meta, 1, &f, NULL, &e) == SK_OK, "%s", e.msg);
   int code = to("foreign/ck", "foreign/out", -1, &e);
   tap_ok(!code && sk_fs_size("foreign/out/config.json") > 100 && sk_fs_size("foreign/out/model.safetensors") > 100 &&
@@ -493,7 +493,7 @@ static void other_model(const char *dir, const char *keys, const char *word) {
   const sk_dset d = {"params/model.final_layernorm.weight", 1, {8}, 0};
   const sk_slab s = {.count = {8}, .data = zero};
   const sk_ckpt_meta meta = {.grid = {1, 1, 1, 1}, .deck = deck};
-  const sk_ckpt_file f = {"model.h5", 1, tap_rank == 0, &d, &s, NULL};
+  const sk_ckpt_file f = {"model.h5", 1, tap_rank == 0, &d, &s, NULL, NULL};
   SK_CHECK(sk_ckpt_save_as(MPI_COMM_WORLD, dir, &meta, 1, &f, NULL, &e) == SK_OK, "%s", e.msg);
   tap_ok(to(dir, "other/out", -1, &e) == SK_FAILED && strstr(e.msg, word), "%s: %s", keys, e.msg);
   sk_free(deck);

@@ -33,7 +33,7 @@ static sk_ckpt_file part(int k, sk_slab slab[2]) {
     slab[i] = (sk_slab){.dset = i, .data = values[k][i]};
     memcpy(slab[i].count, set[k][i].dim, sizeof slab[i].count);
   }
-  return (sk_ckpt_file){file_name[k], 2, tap_rank == 0 ? 2 : 0, set[k], slab, NULL};
+  return (sk_ckpt_file){file_name[k], 2, tap_rank == 0 ? 2 : 0, set[k], slab, NULL, NULL};
 }
 
 static void save(void) {

@@ -60,7 +60,7 @@ static void cut(void) {
       s->start[0] = d->dim[0] * tap_rank / tap_size;
       s->count[0] = d->dim[0] * (tap_rank + 1) / tap_size - s->start[0];
     }
-    file[k] = (sk_ckpt_file){file_name[k], SETS, part[k].n, set[k], part[k].slab, NULL};
+    file[k] = (sk_ckpt_file){file_name[k], SETS, part[k].n, set[k], part[k].slab, NULL, NULL};
   }
 }
 

@@ -26,10 +26,10 @@ forbid() {
   none "$what" "$bad"
 }
 
-base='"src/(base|agree)\.h"'
+base='"src/(base|agree|sum)\.h"'
 forbid "every include is written from the top" '"' '"(src|kernels|io|tests)/' src kernels io tests
-forbid "the base includes nothing else of ours" '"' "$base" src/base.[ch] src/agree.[ch]
-forbid "kernels include only kernels and base.h" '"' '"(kernels/|src/base\.h")' kernels
+forbid "the base includes nothing else of ours" '"' "$base" src/base.[ch] src/agree.[ch] src/sum.[ch]
+forbid "kernels include only kernels, base.h and sum.h" '"' '"(kernels/|src/(base|sum)\.h")' kernels
 forbid "kernels know no MPI, HDF5, YAML, JSON" '<(mpi|hdf5|libfyaml|jansson)\.h>' '@' kernels
 forbid "io includes only io and the base" '"' "(\"io/|$base)" io
 forbid "io knows no device" '<(cuda|nccl|cublas|cblas|blis)' '@' io

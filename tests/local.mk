@@ -2,7 +2,6 @@
 # golden.1 is a standing measure and is built by plain `make`.
 noinst_PROGRAMS += tests/golden.1
 check_PROGRAMS += \
-  tests/helps.1 tests/helps.2 \
   tests/ckpt.1 tests/ckpt.2 tests/ckpt.3 \
   tests/ckpt_keep.1 tests/ckpt_keep.2 tests/ckpt_keep.3 \
   tests/comm.1 tests/comm.2 tests/comm.3 tests/comm.4 \
@@ -38,8 +37,6 @@ check_PROGRAMS += \
   tests/timeline.3 \
   tests/transport.2 tests/transport.3
 
-tests_helps_1_SOURCES = tests/helps.c tests/on_grid.h tests/small_model.h tests/tap.h tests/folder.h
-tests_helps_2_SOURCES = $(tests_helps_1_SOURCES)
 tests_ckpt_1_SOURCES = tests/ckpt.c tests/ckpt_case.h tests/tap.h tests/folder.h
 tests_ckpt_2_SOURCES = $(tests_ckpt_1_SOURCES)
 tests_ckpt_3_SOURCES = $(tests_ckpt_1_SOURCES)

@@ -69,6 +69,33 @@ static void test_plan(void) {
   op->close(dev);
 }
 
+/* Pieces of a, in any order, of any size and alignment of words: b gets them, and each has its own sum. */
+static void test_pieces(const float *a, float *b) {
+  static const int64_t piece[][3] = {{7, 3, 1}, {100, 5, 0}, {5000, 200, 15}, {6000, 70000, 16}, {80000, 300, 300001}, {900000, 500001, 33}};
+  enum { PIECES = sizeof piece / sizeof *piece };
+  sk_copy list[PIECES];
+  sk_sum sum[PIECES];
+  bool copied = true, summed = true;
+  memset(b, 0xff, 1000000 * sizeof *b);
+  for (int i = 0; i < PIECES; i++)
+    list[i] = (sk_copy){b + piece[i][0], a + piece[i][1], (size_t)piece[i][2] * sizeof *a};
+  summed = g_op->copies_host(g_stream, PIECES, list, sum);
+  g_op->sync(g_stream);
+  for (int i = 0; i < PIECES; i++) {
+    sk_sum want = {0, 0};
+    for (int64_t k = 0; k < piece[i][2]; k++) {
+      uint32_t w;
+      memcpy(&w, a + piece[i][1] + k, sizeof w);
+      want.plain += w;
+      want.ranked += (uint64_t)k * w;
+    }
+    copied = copied && !memcmp(list[i].dst, list[i].src, list[i].bytes);
+    summed = summed && sum[i].plain == want.plain && sum[i].ranked == want.ranked;
+  }
+  copied = copied && isnan(b[8]) && isnan(b[5015]) && isnan(b[380001]);
+  tap_ok(copied && summed, "copies_host: every piece at its place, with its sum");
+}
+
 static void test_copies(void) {
   enum { N = 1 << 20 };
   float *a = g_op->alloc(g_dev, N * sizeof *a), *b = g_op->alloc(g_dev, N * sizeof *b);
@@ -79,6 +106,7 @@ static void test_copies(void) {
   g_op->copy(g_stream, b, a, (size_t)n * sizeof *a);
   g_op->to_host(g_stream, back, b, N * sizeof *b);
   tap_ok(!memcmp(a, back, (size_t)n * sizeof *a) && isnan(back[n]), "copy, to_host");
+  test_pieces(a, b);
   g_op->zero(g_stream, b, (size_t)n * sizeof *b);
   bool zero = isnan(b[n]);
   for (int64_t i = 0; i < n; i++) zero = zero && b[i] == 0;
