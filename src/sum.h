@@ -12,7 +12,7 @@ typedef struct sk_sum {
 
 /* Of n words. */
 sk_sum sk_sum_of(const void *words, size_t n);
-/* The same of words that are copied meanwhile, which costs no time as long as memory is slower. */
+/* The same of words that are copied meanwhile (`to` is aligned to words), past the caches: a large copy takes no longer. */
 sk_sum sk_sum_copy(void *to, const void *from, size_t n);
 /* a, and b as the words from number `at` on of the same. */
 sk_sum sk_sum_join(sk_sum a, sk_sum b, uint64_t at);
