@@ -5,6 +5,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Of 32-bit words w[0], w[1], ... (little-endian): the sums of w[i] and of i w[i], modulo 2^64. */
 typedef struct sk_sum {
   uint64_t plain, ranked;
@@ -17,6 +21,10 @@ sk_sum sk_sum_copy(void *to, const void *from, size_t n);
 /* a, and b as the words from number `at` on of the same. */
 sk_sum sk_sum_join(sk_sum a, sk_sum b, uint64_t at);
 /* Every word times 1, 3, 5 and so on: as the weights are odd one changed bit always shows, and as a word has only half
- * of the bits, so do two of the same place in two words (up to 2^32 words apart). Others do unless by a chance of 2^-64. */
+ * of the sum's bits, so does the same one of two words (of 8 GiB). Anything else does unless by a chance of 2^-64. */
 uint64_t sk_sum_weighted(sk_sum s);
+
+#ifdef __cplusplus
+}
+#endif
 #endif
