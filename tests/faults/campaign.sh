@@ -43,7 +43,7 @@ launch() {
 }
 # hashes RUN: names and hashes of the last checkpoint's datasets (the files differ in the run's id).
 hashes() {
-  tr -d '\n ' <"$1/checkpoints/step-00000006/manifest.json" | grep -o '"name":"[^"]*/[^"]*"\|"start"[^}]*"xxh3_128":"[0-9a-f]*"'
+  tr -d '\n ' <"$1/checkpoints/step-00000006/manifest.json" | grep -o '"name":"[^"]*/[^"]*"\|"start"[^}]*"sum64":"[0-9a-f]*"'
 }
 # right RUN: complete, with the last checkpoint of the undisturbed run; its losses too, as far as they could be written.
 right() {
@@ -59,7 +59,7 @@ right() {
 ok $? "data" || say_log log
 for n in 1 2; do
   launch $n "$SAKER" --set run.dir=quiet$n
-  [ $code = 0 ] && hashes quiet$n >data$n.txt && steps quiet$n >steps$n.txt && [ "$(grep -c xxh3 data$n.txt)" -ge 60 ] && right quiet$n
+  [ $code = 0 ] && hashes quiet$n >data$n.txt && steps quiet$n >steps$n.txt && [ "$(grep -c sum64 data$n.txt)" -ge 60 ] && right quiet$n
   ok $? "a run on $n ranks to which nothing happens" || say_log log
   launch $n "$SAKER" --set run.dir=again$n
   right again$n
