@@ -102,6 +102,6 @@ int sk_ckpt_form_workers(const sk_ckpt_form *form, bool behind) {
 
 void sk_ckpt_form_set_workers(sk_ckpt_form *form, int n, bool crowded) {
   SK_CHECK(n > 0 && n <= SK_CKPT_WORKERS, "%d threads to write", n);
-  form->waiting = form->behind = (sk_ckpt_threads){.workers = n};
+  form->waiting = form->behind = (sk_ckpt_threads){.workers = n, .share = 1};
   form->behind.crowded = crowded;
 }

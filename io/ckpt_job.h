@@ -52,6 +52,7 @@ typedef struct sk_ckpt_threads {
   int workers;   /* of each rank: they write and check; 2 to SK_CKPT_WORKERS (tests: 1) */
   bool give_way; /* they are nicer than threads that compute */
   bool crowded;  /* those that compute leave less than an eighth of the cores, or none */
+  double share;  /* of a core, for each that writes past the page cache; 1: all that it wants */
 } sk_ckpt_threads;
 
 /* For a node's ranks, of which `busy` threads compute meanwhile (0: all wait). Together they work by a quarter of its
@@ -63,8 +64,8 @@ sk_ckpt_threads sk_ckpt_threads_beside(MPI_Comm comm, int own);
 
 /* Not collective. Seconds of a core that this thread has used. */
 double sk_ckpt_cpu_time(void);
-/* Not collective. Sleeps until a thread that worked for cpu of the last wall seconds has done so for no more than its
- * share of the time; not once `behind` is false. */
+/* Not collective. Sleeps, if for long enough to be worth it, until a thread that has worked for cpu of the wall seconds
+ * since it began has done so for no more than its share of the time; not once `behind` is false. */
 void sk_ckpt_rest(double share, double cpu, double wall, const atomic_bool *behind);
 
 /* Not collective. The calling thread may use all of sk_ckpt_cores. */

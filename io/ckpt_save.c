@@ -95,6 +95,8 @@ typedef struct batch {
   int n, first;
   unit *unit; /* [n], to be written from `first` on */
   bool pages; /* these first */
+  double began, share; /* moment; of a core for each thread that writes them, */
+  const atomic_bool *behind; /* while the program computes */
 } batch;
 
 /* A file system may let only one thread at a time write to a file: each goes through all of them side by side, and every
@@ -112,6 +114,8 @@ static void write_unit(void *arg, int worker, int i, sk_err *e) {
   (void)worker;
   if (b->pages) sk_ckpt_part_sum(u->part, u->slab, data);
   sk_ckpt_part_write(u->part, u->slab, data, b->pages, e);
+  if (b->pages && b->share < 1 && u->part->direct >= 0 && u->part->file->sum)
+    sk_ckpt_rest(b->share, sk_ckpt_cpu_time(), sk_now() - b->began, b->behind);
 }
 
 static void write_units(const sk_ckpt_job *j, batch *b, sk_err *e) {
@@ -146,7 +150,7 @@ static void write_sourced(sk_ckpt_part *w, sk_err *e) {
 }
 
 static void write_batch(const sk_ckpt_job *j, sk_ckpt_part *part, int n_part, sk_err *e) {
-  batch b = {0};
+  batch b = {.began = j->began, .share = j->threaded ? j->threads.share : 1, .behind = &j->behind};
   int most = 0;
   for (int k = 0; k < n_part; k++) most += part[k].file->n_slab;
   b.unit = sk_calloc((size_t)most, sizeof *b.unit);

@@ -63,12 +63,15 @@ void sk_ckpt_widen(void) {
  * wants all the time: not to starve, until the scheduler moves it to one of those left. */
 void sk_ckpt_give_way(void) { setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) + 5); }
 
+/* Of what a rank's threads compute, for those that write beside them where no core is left. */
+static const double write_share = 1.0 / 35;
+
 static int between(int low, int n, int high) { return n < low ? low : n < high ? n : high; }
 
 sk_ckpt_threads sk_ckpt_threads_of(int cores, int ranks, int busy) {
   const int left = cores - busy;
   return (sk_ckpt_threads){.workers = between(2, between(1, left, cores / 4) / ranks, SK_CKPT_WORKERS),
-                           .give_way = busy && left >= 2, .crowded = busy && left < between(1, cores / 8, cores)};
+                           .give_way = busy && left >= 2, .crowded = busy && left < between(1, cores / 8, cores), .share = 1};
 }
 
 sk_ckpt_threads sk_ckpt_threads_beside(MPI_Comm comm, int own) {
@@ -81,7 +84,9 @@ sk_ckpt_threads sk_ckpt_threads_beside(MPI_Comm comm, int own) {
   SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &all, sizeof all, MPI_BYTE, MPI_BOR, node));
   SK_MPI(MPI_Allreduce(MPI_IN_PLACE, &busy, 1, MPI_INT, MPI_SUM, node));
   SK_MPI(MPI_Comm_free(&node));
-  return sk_ckpt_threads_of(CPU_COUNT(&all), ranks, busy);
+  sk_ckpt_threads t = sk_ckpt_threads_of(CPU_COUNT(&all), ranks, busy);
+  if (t.crowded) t.share = fmin(1, write_share * own / t.workers);
+  return t;
 }
 
 double sk_ckpt_cpu_time(void) {
@@ -90,9 +95,11 @@ double sk_ckpt_cpu_time(void) {
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+/* Seldom and long: every sleep and waking interrupts somebody who computes. */
 void sk_ckpt_rest(double share, double cpu, double wall, const atomic_bool *behind) {
-  const double until = sk_now() + cpu / share - wall;
-  for (double left; atomic_load(behind) && (left = until - sk_now()) > 0;) usleep((useconds_t)(1e6 * fmin(left, 0.01)));
+  const double least = 0.02, most = 0.05, until = sk_now() + cpu / share - wall;
+  if (until - sk_now() < least) return;
+  for (double left; atomic_load(behind) && (left = until - sk_now()) > 0;) usleep((useconds_t)(1e6 * fmin(left, most)));
 }
 
 bool sk_ckpt_thread(pthread_t *thread, void *(*run)(void *), void *arg) {

@@ -222,12 +222,12 @@ uint64_t sk_ckpt_read_sum(const char *path, bool direct, double share, const ato
   struct stat st;
   uint64_t sum = 0;
   int64_t at = 0;
+  const double wall = sk_now(), cpu = sk_ckpt_cpu_time();
   int fd = reopen(-1, path, direct, e);
   if (fd >= 0 && (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))) sk_fail(e, SK_FAILED, "%s: not a regular file", path);
   char *buf = aligned_alloc(PAGE, READ);
   SK_CHECK(buf, "out of memory for %d bytes", READ);
   while (!e->code) {
-    double wall = sk_now(), cpu = sk_ckpt_cpu_time();
     ssize_t n = pread(fd, buf, READ, (off_t)at);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0 && errno == EINVAL && direct) {

@@ -292,8 +292,17 @@ static void workers(void) {
   sk_ckpt_rest(1e-9, 1, 1, &behind); // else for 30 years
   atomic_store(&behind, true);
   double begin = sk_now();
-  sk_ckpt_rest(0.25, 0.01, 0.02, &behind);
-  tap_ok(sk_now() - begin >= 0.02, "10 ms of work in 20 ms at a quarter: 20 ms of rest; none once training waits");
+  sk_ckpt_rest(0.25, 0.02, 0.04, &behind);
+  double rested = sk_now() - begin;
+  tap_ok(rested >= 0.04, "20 ms of work in 40 ms at a quarter: 40 ms of rest; none once training waits");
+  begin = sk_now();
+  for (int i = 0; i < 100; i++) sk_ckpt_rest(0.25, 0.02, 0.065, &behind);
+  tap_ok(sk_now() - begin < 1, "a rest of 15 ms is owed until it is longer");
+  const int cores = sk_ckpt_cores();
+  const sk_ckpt_threads few = sk_ckpt_threads_beside(MPI_COMM_SELF, 0), all = sk_ckpt_threads_beside(MPI_COMM_SELF, cores);
+  tap_ok(few.share == 1 && all.share > 0 && all.share * all.workers < cores / 30.0,
+         "beside ranks that wait they write as fast as they can, beside %d threads for %.3f of a core", cores,
+         all.share * all.workers);
   sk_ckpt_form *form = NULL;
   sk_err e = {0};
   const sk_ckpt_file f[2] = {cut(0, UNEVEN), cut(1, UNEVEN)};
