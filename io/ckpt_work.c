@@ -64,7 +64,7 @@ void sk_ckpt_widen(void) {
 void sk_ckpt_give_way(void) { setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) + 5); }
 
 /* Of what a rank's threads compute, for those that write beside them where no core is left. */
-static const double write_share = 1.0 / 35;
+static const double write_share = 1.0 / 30;
 
 static int between(int low, int n, int high) { return n < low ? low : n < high ? n : high; }
 

@@ -300,7 +300,7 @@ static void workers(void) {
   tap_ok(sk_now() - begin < 1, "a rest of 15 ms is owed until it is longer");
   const int cores = sk_ckpt_cores();
   const sk_ckpt_threads few = sk_ckpt_threads_beside(MPI_COMM_SELF, 0), all = sk_ckpt_threads_beside(MPI_COMM_SELF, cores);
-  tap_ok(few.share == 1 && all.share > 0 && all.share * all.workers < cores / 30.0,
+  tap_ok(few.share == 1 && all.share > 0 && all.share * all.workers < cores / 25.0,
          "beside ranks that wait they write as fast as they can, beside %d threads for %.3f of a core", cores,
          all.share * all.workers);
   sk_ckpt_form *form = NULL;
