@@ -9,7 +9,7 @@ enum { LANES = 8 };
 #else
 enum { LANES = 4 };
 #endif
-enum { WORD = 4, ROW = 2 * LANES }; /* bytes; 32-bit words of a row, LANES 64-bit ones */
+enum { WORD = 4, ROW = 2 * LANES, AHEAD = 2048 }; /* bytes; 32-bit words of a row, LANES 64-bit ones; bytes */
 typedef uint64_t lanes __attribute__((vector_size(LANES * sizeof(uint64_t))));
 
 /* Words first, first + 2, ... of rows of them: their sum, and `sums`, the sum of what that was after each row, which counts
@@ -64,7 +64,10 @@ static inline sk_sum add(char *to, const char *from, size_t n) {
   for (size_t r = 0; r < rows; r++) {
     lanes w;
     memcpy(&w, from + head * WORD + r * sizeof w, sizeof w);
-    if (to) put(to + head * WORD + r * sizeof w, &w);
+    if (to) {
+      __builtin_prefetch(from + head * WORD + r * sizeof w + AHEAD); // by itself a core stops at the end of a page
+      put(to + head * WORD + r * sizeof w, &w);
+    }
     low += w & 0xffffffff;
     high += w >> 32;
     lows += low;
