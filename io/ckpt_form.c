@@ -87,7 +87,7 @@ void sk_ckpt_form_free(sk_ckpt_form *form) {
 int64_t sk_ckpt_form_bytes(const sk_ckpt_form *form, int k) { return form->file[k].size; }
 
 int64_t sk_ckpt_form_place(const sk_ckpt_form *form, int k, const sk_ckpt_file *file, int slab) {
-  return sk_ckpt_place(file, &form->file[k], slab);
+  return sk_ckpt_place(file, &form->file[k], slab, NULL);
 }
 
 void sk_ckpt_form_beside(MPI_Comm comm, sk_ckpt_form *form, int threads) {

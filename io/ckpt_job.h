@@ -26,8 +26,10 @@ int sk_ckpt_part_open(sk_ckpt_part *w, bool structure, sk_err *e);
 int sk_ckpt_part_write(const sk_ckpt_part *w, int slab, const float *data, bool pages, sk_err *e);
 /* Waits for the disk if `sync`, and closes. Nothing to do for a file that is not open. */
 int sk_ckpt_part_close(sk_ckpt_part *w, bool sync, sk_err *e);
-/* Byte of the file at which a slab begins. */
-int64_t sk_ckpt_place(const sk_ckpt_file *f, const sk_h5_form *form, int slab);
+/* The same of n bytes that lie together in the file, from byte `at` on. */
+int sk_ckpt_part_write_run(const sk_ckpt_part *w, const void *data, int64_t n, int64_t at, bool pages, sk_err *e);
+/* Byte of the file at which a slab begins. together (may be NULL): its bytes if they lie together there, else 0. */
+int64_t sk_ckpt_place(const sk_ckpt_file *f, const sk_h5_form *form, int slab, int64_t *together);
 
 /* Sets a slab's sum and adds to its file's; reads the data only where the file does not come with what they sum up to. */
 void sk_ckpt_part_sum(sk_ckpt_part *w, int slab, const float *data);

@@ -84,11 +84,23 @@ static void write_sides(sk_ckpt_job *j) {
   }
 }
 
-enum { MOST_OPEN = 64 }; /* files at a time; more than these are synced before the next ones */
+enum {
+  MOST_OPEN = 64,     /* files at a time; more than these are synced before the next ones */
+  TOGETHER = 8 << 20, /* bytes up to which slabs are written as one */
+};
 
-typedef struct unit {
+/* A slab with data. */
+typedef struct place {
   sk_ckpt_part *part;
-  int slab, of; /* of so many of its file */
+  int slab;
+  int64_t at, bytes; /* of the file; that lie together there, or 0 */
+} place;
+
+/* Slabs that lie together both in the file and in memory, or a single one. */
+typedef struct unit {
+  const place *first;
+  int n, turn, of; /* how many; of so many units of its file */
+  int64_t bytes;
 } unit;
 
 typedef struct batch {
@@ -99,22 +111,55 @@ typedef struct batch {
   const atomic_bool *behind; /* while the program computes */
 } batch;
 
+static const char *data_of(const place *p) { return (const char *)p->part->file->slab[p->slab].data; }
+
+static int by_place(const void *a, const void *b) {
+  const place *x = a, *y = b;
+  return (x->at > y->at) - (x->at < y->at);
+}
+
+/* The slabs of a file, in its order, in units. Returns how many slabs there are. */
+static int add_units(batch *b, sk_ckpt_part *w, place *list) {
+  const sk_ckpt_file *f = w->file;
+  const int before = b->n;
+  int n = 0;
+  for (int i = 0; i < f->n_slab; i++) {
+    if (!f->slab[i].data || sk_slab_count(&f->slab[i], f->dset[f->slab[i].dset].rank) == 0) continue;
+    list[n] = (place){.part = w, .slab = i};
+    list[n].at = sk_ckpt_place(f, w->form, i, &list[n].bytes);
+    n++;
+  }
+  qsort(list, (size_t)n, sizeof *list, by_place);
+  for (int i = 0; i < n; i++) {
+    const place *p = &list[i];
+    unit *u = &b->unit[b->n - 1];
+    if (b->n > before && u->bytes && p->bytes && p->at == u->first->at + u->bytes && data_of(p) == data_of(u->first) + u->bytes &&
+        u->bytes + p->bytes <= TOGETHER)
+      u->n++, u->bytes += p->bytes;
+    else
+      b->unit[b->n++] = (unit){.first = p, .n = 1, .turn = b->n - before, .bytes = p->bytes};
+  }
+  for (int i = before; i < b->n; i++) b->unit[i].of = b->n - before;
+  return n;
+}
+
 /* A file system may let only one thread at a time write to a file: each goes through all of them side by side, and every
  * rank begins at another place. */
 static int by_turn(const void *a, const void *b) {
   const unit *x = a, *y = b;
-  int64_t u = (int64_t)x->slab * y->of, v = (int64_t)y->slab * x->of;
-  return u != v ? (u > v) - (u < v) : (x->part > y->part) - (x->part < y->part);
+  int64_t u = (int64_t)x->turn * y->of, v = (int64_t)y->turn * x->of;
+  return u != v ? (u > v) - (u < v) : (x->first > y->first) - (x->first < y->first);
 }
 
 static void write_unit(void *arg, int worker, int i, sk_err *e) {
   batch *b = arg;
   const unit *u = &b->unit[(b->first + i) % b->n];
-  const float *data = u->part->file->slab[u->slab].data;
+  const place *p = u->first;
   (void)worker;
-  if (b->pages) sk_ckpt_part_sum(u->part, u->slab, data);
-  sk_ckpt_part_write(u->part, u->slab, data, b->pages, e);
-  if (b->pages && b->share < 1 && u->part->direct >= 0 && u->part->file->sum)
+  for (int k = 0; k < u->n && b->pages; k++) sk_ckpt_part_sum(p->part, p[k].slab, p->part->file->slab[p[k].slab].data);
+  if (u->bytes) sk_ckpt_part_write_run(p->part, data_of(p), u->bytes, p->at, b->pages, e);
+  else sk_ckpt_part_write(p->part, p->slab, p->part->file->slab[p->slab].data, b->pages, e);
+  if (b->pages && b->share < 1 && p->part->direct >= 0 && p->part->file->sum)
     sk_ckpt_rest(b->share, sk_ckpt_cpu_time(), sk_now() - b->began, b->behind);
 }
 
@@ -129,14 +174,20 @@ static void write_units(const sk_ckpt_job *j, batch *b, sk_err *e) {
   if (!e->code) sk_ckpt_each(b->n, j->threads.workers, write_unit, b, e);
 }
 
-/* Slabs without data, one by one in the order of their reader, which lets each have the memory of the largest. */
-static void write_sourced(sk_ckpt_part *w, sk_err *e) {
-  const sk_ckpt_file *f = w->file;
+/* Elements of the largest slab without data; 0: there is none. */
+static int64_t sourced(const sk_ckpt_file *f) {
   int64_t most = 0;
   for (int i = 0; i < f->n_slab; i++) {
     const int64_t count = sk_slab_count(&f->slab[i], f->dset[f->slab[i].dset].rank);
     if (!f->slab[i].data && count > most) most = count;
   }
+  return most;
+}
+
+/* Slabs without data, one by one in the order of their reader, which lets each have the memory of the largest. */
+static void write_sourced(sk_ckpt_part *w, sk_err *e) {
+  const sk_ckpt_file *f = w->file;
+  const int64_t most = sourced(f);
   if (most == 0) return;
   SK_CHECK(f->source, "%s: slabs without data and without a source", f->name);
   float *values = sk_malloc((size_t)most * sizeof *values);
@@ -151,23 +202,20 @@ static void write_sourced(sk_ckpt_part *w, sk_err *e) {
 
 static void write_batch(const sk_ckpt_job *j, sk_ckpt_part *part, int n_part, sk_err *e) {
   batch b = {.began = j->began, .share = j->threaded ? j->threads.share : 1, .behind = &j->behind};
-  int most = 0;
+  int most = 0, used = 0;
   for (int k = 0; k < n_part; k++) most += part[k].file->n_slab;
   b.unit = sk_calloc((size_t)most, sizeof *b.unit);
+  place *list = sk_calloc((size_t)most, sizeof *list);
   for (int k = 0; k < n_part && !e->code; k++) {
-    const sk_ckpt_file *f = part[k].file;
-    bool any = j->rank == 0;
-    for (int i = 0; i < f->n_slab; i++) {
-      if (sk_slab_count(&f->slab[i], f->dset[f->slab[i].dset].rank) == 0) continue;
-      if (f->slab[i].data) b.unit[b.n++] = (unit){&part[k], i, f->n_slab};
-      any = true;
-    }
-    if (any) sk_ckpt_part_open(&part[k], j->rank == 0, e);
+    const int n = add_units(&b, &part[k], list + used);
+    used += n;
+    if (j->rank == 0 || n > 0 || sourced(part[k].file)) sk_ckpt_part_open(&part[k], j->rank == 0, e);
   }
   if (!e->code) write_units(j, &b, e);
   for (int k = 0; k < n_part && !e->code; k++) write_sourced(&part[k], e);
   // A close is also what makes NFS show a file to the other nodes.
   for (int k = 0; k < n_part; k++) sk_ckpt_part_close(&part[k], !e->code, e);
+  sk_free(list);
   sk_free(b.unit);
 }
 

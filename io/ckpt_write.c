@@ -79,7 +79,7 @@ uint64_t sk_ckpt_sum(const char *data, size_t n, int64_t at) {
          sum_bytes(p + rest, n - rest, (uint64_t)at + rest);
 }
 
-/* A dataset or a block of its columns as the array that the file keeps together, a slab as a part of it. */
+/* A dataset or a block of it as the array that the file keeps together, a slab as a part of it. */
 typedef struct box {
   sk_dset d;
   sk_slab s;
@@ -89,11 +89,13 @@ typedef struct box {
 static box place_of(const sk_ckpt_file *f, const sk_h5_form *form, int slab) {
   const sk_slab *s = &f->slab[slab];
   box b = {.d = f->dset[s->dset], .s = *s};
-  int64_t width = b.d.block, k = width ? s->start[1] / width : 0;
-  if (width) {
-    b.d.dim[1] = width;
-    b.s.start[1] -= k * width;
-    SK_CHECK(b.s.start[1] + s->count[1] <= width, "a slab leaves a block of dataset %s", b.d.name);
+  int64_t k = 0;
+  for (int i = 0; i < 2 && b.d.block[0]; i++) { // along one of them there is one block only
+    const int64_t at = s->start[i] / b.d.block[i];
+    b.d.dim[i] = b.d.block[i];
+    b.s.start[i] -= at * b.d.block[i];
+    SK_CHECK(b.s.start[i] + s->count[i] <= b.d.block[i], "a slab leaves a block of dataset %s", b.d.name);
+    k += at;
   }
   b.at = form->offset[form->first[s->dset] + k];
   return b;
@@ -147,9 +149,14 @@ static map map_of(const sk_ckpt_file *f, const sk_h5_form *form, int slab) {
 
 static int64_t map_at(const map *m, int64_t k) { return run_at(&m->b.d, &m->b.s, m->b.at, &m->r, k); }
 
-int64_t sk_ckpt_place(const sk_ckpt_file *f, const sk_h5_form *form, int slab) {
+int64_t sk_ckpt_place(const sk_ckpt_file *f, const sk_h5_form *form, int slab, int64_t *together) {
   const map m = map_of(f, form, slab);
+  if (together) *together = m.r.n == 1 ? m.r.bytes : 0;
   return map_at(&m, 0);
+}
+
+int sk_ckpt_part_write_run(const sk_ckpt_part *w, const void *data, int64_t n, int64_t at, bool pages, sk_err *e) {
+  return write_run(w, pages, data, n, at, e);
 }
 
 int sk_ckpt_part_write(const sk_ckpt_part *w, int slab, const float *data, bool pages, sk_err *e) {

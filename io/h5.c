@@ -54,12 +54,14 @@ int sk_h5_fail(sk_err *e, const char *path, const char *what) {
 
 /* File access: locks off (they fail on some parallel file systems, and files here are written once under
  * another name), a format with checksummed metadata that every HDF5 since 1.8 reads, and datasets, and
- * blocks of their columns, of 64 KiB and more at multiples of a page, which is what O_DIRECT asks for. */
+ * blocks of them, of 64 KiB and more at multiples of a page, which is what O_DIRECT asks for. Smaller ones and HDF5's
+ * structures are kept from lying in between. */
 static hid_t access_plist(void) {
   hid_t p = H5Pcreate(H5P_FILE_ACCESS);
   SK_CHECK(p >= 0 && H5Pset_file_locking(p, false, true) >= 0 &&
            H5Pset_libver_bounds(p, H5F_LIBVER_V18, H5F_LIBVER_V110) >= 0 &&
-           H5Pset_alignment(p, 64 << 10, 4096) >= 0, "HDF5 refuses the file access settings");
+           H5Pset_alignment(p, 64 << 10, 4096) >= 0 && H5Pset_small_data_block_size(p, 64 << 10) >= 0 &&
+           H5Pset_meta_block_size(p, 256 << 10) >= 0, "HDF5 refuses the file access settings");
   return p;
 }
 

@@ -1,7 +1,7 @@
 /* h5.h: HDF5 files made of named float datasets, read together as hyperslabs ("slabs"). Knows nothing of
  * models: the caller turns its parameters into datasets and slabs.
  *
- * Files made here: contiguous layout or blocks of columns (below), early allocation, no fill, no filters,
+ * Files made here: contiguous layout or blocks (below), early allocation, no fill, no filters,
  * little-endian float32, no time stamps, so that the same contents give the same bytes. In such a file every element
  * has a place that is known beforehand: HDF5 is asked once for the file's form (sk_h5_form), and from then on any
  * thread of any rank may write such files by pwrite alone.
@@ -19,8 +19,9 @@ typedef struct sk_dset {
   const char *name; /* e.g. "params/model.embed_tokens.weight"; not owned */
   int rank;         /* 1 .. SK_MAX_DIMS */
   int64_t dim[SK_MAX_DIMS];
-  int64_t block; /* of new files: 0, or a divisor of the last of two dimensions: the file keeps so many columns of all
-                    rows together (a chunk of HDF5's, below 4 GiB), as whoever has only these writes them */
+  int64_t block[2]; /* of new files: 0, or the shape of the equal parts, of some rows or of some columns, that a matrix is cut
+                       into. The file keeps each together (a chunk of HDF5's, below 4 GiB), as whoever has only this part
+                       writes it; the first parts of all such matrices lie together, then their second ones, and so on */
 } sk_dset;
 
 /* One rank's part of a dataset. Parts of different ranks do not overlap when writing. */
@@ -39,6 +40,8 @@ typedef struct sk_source {
 
 /* Elements of a slab of `rank` dimensions; 0 for an empty one. */
 int64_t sk_slab_count(const sk_slab *s, int rank);
+/* Parts of a new file's dataset that are kept together: blocks, or 1. */
+int sk_dset_parts(const sk_dset *d);
 
 /* The form of a file: everything about it but the elements. */
 typedef struct sk_h5_piece {
@@ -48,7 +51,7 @@ typedef struct sk_h5_piece {
 } sk_h5_piece;
 typedef struct sk_h5_form {
   int64_t size;    /* bytes of the file */
-  int *first;      /* [datasets + 1] places before each dataset's: it has one, or one for each block of columns */
+  int *first;      /* [datasets + 1] places before each dataset's: it has sk_dset_parts */
   int64_t *offset; /* [places] where the elements begin; they follow in row-major order, little-endian float32 */
   int n_piece;
   sk_h5_piece *piece; /* HDF5's own structures; what lies between pieces and elements is zero */

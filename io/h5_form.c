@@ -29,36 +29,44 @@ static void create_groups(hid_t file, const char *name, const char *path, sk_err
   H5Pclose(gcpl);
 }
 
-/* Where block k of the columns begins in the file; k = 0: the whole of a contiguous dataset. */
-static haddr_t place(hid_t d, const sk_dset *of, int k) {
-  const hsize_t start[] = {0, (hsize_t)(k * of->block)};
-  haddr_t at = HADDR_UNDEF;
-  hsize_t bytes;
-  unsigned filters;
-  if (!of->block) return H5Dget_offset(d);
-  return H5Dget_chunk_info_by_coord(d, start, &filters, &at, &bytes) < 0 ? HADDR_UNDEF : at;
-}
+/* The axis along which a dataset is cut into blocks. */
+static int cut_axis(const sk_dset *d) { return d->block[0] < d->dim[0] ? 0 : 1; }
 
-static void create_dset(hid_t file, const char *path, const sk_dset *dset, int places, int64_t *offset, sk_err *e) {
+/* A contiguous dataset gets its place now, one of blocks has none yet. */
+static hid_t create_dset(hid_t file, const char *path, const sk_dset *dset, int64_t *offset, sk_err *e) {
   hid_t plist = sk_h5_dset_plist();
-  hsize_t dim[SK_MAX_DIMS];
+  hsize_t dim[SK_MAX_DIMS], most[SK_MAX_DIMS];
   int64_t size = sizeof(float);
   for (int k = 0; k < dset->rank; k++) {
     SK_CHECK(sk_mul(size, dset->dim[k], &size), "%s: too large", dset->name);
-    dim[k] = (hsize_t)dset->dim[k];
+    dim[k] = most[k] = (hsize_t)dset->dim[k];
   }
   create_groups(file, dset->name, path, e);
-  if (dset->block) H5Pset_chunk(plist, 2, (const hsize_t[]){dim[0], (hsize_t)dset->block});
-  hid_t space = H5Screate_simple(dset->rank, dim, NULL);
-  hid_t d = H5Dcreate2(file, dset->name, H5T_IEEE_F32LE, space, H5P_DEFAULT, plist, H5P_DEFAULT);
-  for (int k = 0; k < places && !e->code; k++) {
-    haddr_t at = d < 0 ? HADDR_UNDEF : place(d, dset, k);
-    if (d < 0 || (at == HADDR_UNDEF && size > 0)) sk_h5_fail(e, path, "written");
-    offset[k] = at == HADDR_UNDEF ? 0 : (int64_t)at;
+  if (dset->block[0]) {
+    dim[cut_axis(dset)] = 0;
+    H5Pset_chunk(plist, 2, (const hsize_t[]){(hsize_t)dset->block[0], (hsize_t)dset->block[1]});
   }
-  if (d >= 0) H5Dclose(d);
+  hid_t space = H5Screate_simple(dset->rank, dim, most);
+  hid_t d = H5Dcreate2(file, dset->name, H5T_IEEE_F32LE, space, H5P_DEFAULT, plist, H5P_DEFAULT);
+  haddr_t at = d < 0 || dset->block[0] ? HADDR_UNDEF : H5Dget_offset(d);
+  if (d < 0 || (at == HADDR_UNDEF && size > 0 && !dset->block[0])) sk_h5_fail(e, path, "written");
+  offset[0] = at == HADDR_UNDEF ? 0 : (int64_t)at;
   H5Sclose(space);
   H5Pclose(plist);
+  return d;
+}
+
+/* HDF5 lays a block down when the dataset grows by it. */
+static void add_block(hid_t d, const char *path, const sk_dset *dset, int k, int64_t *offset, sk_err *e) {
+  const int axis = cut_axis(dset);
+  hsize_t dim[] = {(hsize_t)dset->dim[0], (hsize_t)dset->dim[1]}, start[] = {0, 0}, bytes;
+  haddr_t at = HADDR_UNDEF;
+  unsigned filters;
+  start[axis] = (hsize_t)(k * dset->block[axis]);
+  dim[axis] = start[axis] + (hsize_t)dset->block[axis];
+  if (H5Dset_extent(d, dim) < 0 || H5Dget_chunk_info_by_coord(d, start, &filters, &at, &bytes) < 0 || at == HADDR_UNDEF)
+    sk_h5_fail(e, path, "written");
+  offset[k] = (int64_t)at;
 }
 
 static int make_file(const char *path, int n, const sk_dset *dset, const char *const *attrs, sk_h5_form *form,
@@ -66,8 +74,19 @@ static int make_file(const char *path, int n, const sk_dset *dset, const char *c
   hid_t f = sk_h5_create(path, e);
   if (f < 0) return e->code;
   for (; attrs && attrs[0] && !e->code; attrs += 2) sk_h5_text_attr(f, path, attrs[0], attrs[1], e);
-  for (int i = 0; i < n && !e->code; i++)
-    create_dset(f, path, &dset[i], form->first[i + 1] - form->first[i], form->offset + form->first[i], e);
+  int most = 0;
+  hid_t *d = sk_malloc((size_t)n * sizeof *d);
+  for (int i = 0; i < n; i++) {
+    d[i] = e->code ? -1 : create_dset(f, path, &dset[i], form->offset + form->first[i], e);
+    if (dset[i].block[0] && form->first[i + 1] - form->first[i] > most) most = form->first[i + 1] - form->first[i];
+  }
+  for (int k = 0; k < most; k++)
+    for (int i = 0; i < n && !e->code; i++)
+      if (dset[i].block[0] && k < form->first[i + 1] - form->first[i])
+        add_block(d[i], path, &dset[i], k, form->offset + form->first[i], e);
+  for (int i = 0; i < n; i++)
+    if (d[i] >= 0) H5Dclose(d[i]);
+  sk_free(d);
   if (H5Fclose(f) < 0) sk_h5_fail(e, path, "written");
   return e->code;
 }
@@ -138,8 +157,8 @@ static int scratch_file(char **path) {
 /* A limit on files or a full disk must not show inside of HDF5: it crashes at the end of the program when it could not
  * close a file. */
 static int check_room(int fd, int n, const sk_dset *dset, const char *name, sk_err *e) {
-  off_t structure = 65536 + 1024 * (off_t)n, size;
-  for (int i = 0; i < n; i++) structure += dset[i].block ? 8192 : 0; // an index of the blocks
+  off_t structure = (1 << 20) + 1024 * (off_t)n, size;
+  for (int i = 0; i < n; i++) structure += dset[i].block[0] ? 8192 : 0; // an index of the blocks
   size = structure;
   for (int i = 0; i < n; i++) {
     sk_slab whole = {0};
@@ -152,13 +171,19 @@ static int check_room(int fd, int n, const sk_dset *dset, const char *name, sk_e
   return SK_OK;
 }
 
+int sk_dset_parts(const sk_dset *d) {
+  return d->block[0] ? (int)(d->dim[0] / d->block[0] * (d->dim[1] / d->block[1])) : 1;
+}
+
 void sk_h5_form_empty(int n_dset, const sk_dset *dset, sk_h5_form *form) {
   *form = (sk_h5_form){.first = sk_calloc((size_t)n_dset + 1, sizeof *form->first)};
   for (int i = 0; i < n_dset; i++) {
     const sk_dset *d = &dset[i];
-    SK_CHECK(!d->block || (d->rank == 2 && d->block > 0 && d->dim[1] % d->block == 0), "%s: blocks of %lld columns",
-             d->name, (long long)d->block);
-    form->first[i + 1] = form->first[i] + (d->block ? (int)(d->dim[1] / d->block) : 1);
+    const int64_t *b = d->block;
+    SK_CHECK(!b[0] || (d->rank == 2 && b[0] > 0 && b[1] > 0 && d->dim[0] % b[0] == 0 && d->dim[1] % b[1] == 0 &&
+                       (b[0] == d->dim[0] || b[1] == d->dim[1])),
+             "%s: blocks of %lld rows and %lld columns", d->name, (long long)b[0], (long long)b[1]);
+    form->first[i + 1] = form->first[i] + sk_dset_parts(d);
   }
   form->offset = sk_calloc((size_t)form->first[n_dset], sizeof *form->offset);
 }

@@ -13,7 +13,16 @@ typedef struct file {
   sk_slab *slab;
 } file;
 
-/* tp: ranks that have the same number of columns each write them in one piece. */
+/* tp ranks that have the same number of rows or columns of a matrix each write them in one piece. */
+static void cut(sk_dset *d, const sk_param *p, int tp) {
+  enum { LEAST = 64 << 10 }; // bytes of rows for which it is worth it: they lie together in any case
+  const int64_t most = (INT64_C(4) << 30) - 1, bytes = (int64_t)sizeof(float) * p->dim[0] * p->dim[1] / tp;
+  const bool columns = p->col_units && p->col_units % tp == 0, rows = p->row_units && p->row_units % tp == 0 && bytes >= LEAST;
+  if (tp == 1 || p->rank != 2 || bytes > most || !(columns || rows)) return;
+  d->block[0] = rows ? p->dim[0] / tp : p->dim[0];
+  d->block[1] = columns ? p->dim[1] / tp : p->dim[1];
+}
+
 static void add_dsets(file *f, const sk_registry *all, int tp, const char *group) {
   f->dset = sk_realloc(f->dset, (size_t)(f->n_dset + f->end - f->first) * sizeof *f->dset);
   for (int i = f->first; i < f->end; i++) {
@@ -21,7 +30,7 @@ static void add_dsets(file *f, const sk_registry *all, int tp, const char *group
     sk_dset *d = &f->dset[f->n_dset++];
     *d = (sk_dset){.name = sk_strf("%s/%s", group, p->name), .rank = p->rank};
     memcpy(d->dim, p->dim, (size_t)p->rank * sizeof *d->dim);
-    if (tp > 1 && p->col_units && p->col_units % tp == 0) d->block = p->dim[1] / tp;
+    cut(d, p, tp);
   }
 }
 
@@ -136,11 +145,17 @@ enum {
 typedef struct placed {
   int file, slab;
   int64_t at, n; // in the order of the optimizer's state
+  int64_t place; // byte of the file
+  bool large;
 } placed;
 
-static int by_state(const void *a, const void *b) {
+// Large ones in the order of their files, so that what lies together there does here; then the others in that of the state.
+static int by_place(const void *a, const void *b) {
   const placed *x = a, *y = b;
-  return (x->at > y->at) - (x->at < y->at);
+  if (x->large != y->large) return x->large ? -1 : 1;
+  if (!x->large) return (x->at > y->at) - (x->at < y->at);
+  if (x->file != y->file) return x->file - y->file;
+  return (x->place > y->place) - (x->place < y->place);
 }
 
 // All slabs with elements, whose data are at their place in s->host in the order of the state as yet.
@@ -153,9 +168,11 @@ static placed *list_slabs(const sk_saver *s, int *n) {
     for (int i = 0; i < s->file[k].n_slab; i++) {
       const sk_slab *x = &s->file[k].slab[i];
       const int64_t count = sk_slab_count(x, s->file[k].dset[x->dset].rank);
-      if (count > 0) list[(*n)++] = (placed){k, i, x->data - (const float *)(void *)s->host, count};
+      if (count == 0) continue;
+      list[(*n)++] = (placed){k, i, x->data - (const float *)(void *)s->host, count,
+                              sk_ckpt_form_place(s->form, k, &s->part[k], i), count * (int64_t)sizeof(float) >= LARGE};
     }
-  if (*n > 0) qsort(list, (size_t)*n, sizeof *list, by_state);
+  if (*n > 0) qsort(list, (size_t)*n, sizeof *list, by_place);
   return list;
 }
 
@@ -173,27 +190,24 @@ static void find_piece(const sk_saver *s, int64_t at, piece *p) {
   }
 }
 
-// Large slabs each by themselves; what lies between them on the device stays together, and is copied together.
+// Large slabs are copied each by themselves, of the others those that lie together on the device.
 static void place_slabs(sk_saver *s) {
   int n;
   placed *list = list_slabs(s, &n);
   char *to = s->host;
-  bool together = false;
   s->piece = sk_calloc((size_t)n, sizeof *s->piece);
   s->sum = sk_calloc((size_t)n, sizeof *s->sum);
   for (int i = 0; i < n; i++) {
     const placed *x = &list[i];
-    const bool large = x->n * (int64_t)sizeof(float) >= LARGE;
-    piece p, *last = together ? &s->piece[s->n_piece - 1] : NULL;
+    piece p, *last = i > 0 && !list[i - 1].large ? &s->piece[s->n_piece - 1] : NULL;
     find_piece(s, x->at, &p);
-    if (large) to += (sk_ckpt_form_place(s->form, x->file, &s->part[x->file], x->slab) - (int64_t)(uintptr_t)to) & (PAGE - 1);
+    if (x->large) to += (x->place - (int64_t)(uintptr_t)to) & (PAGE - 1);
     p.to = s->file[x->file].slab[x->slab].data = (float *)(void *)to;
     p.n = x->n;
     to += x->n * (int64_t)sizeof(float);
-    if (large) s->slab_sum[x->file][x->slab] = &s->sum[s->n_piece];
-    if (last && !large && last->group == p.group && last->bucket == p.bucket && last->at + last->n == p.at) last->n += p.n;
+    if (x->large) s->slab_sum[x->file][x->slab] = &s->sum[s->n_piece];
+    if (last && last->group == p.group && last->bucket == p.bucket && last->at + last->n == p.at) last->n += p.n;
     else s->piece[s->n_piece++] = p;
-    together = !large;
   }
   s->copy = sk_calloc((size_t)s->n_piece, sizeof *s->copy);
   sk_free(list);

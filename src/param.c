@@ -73,6 +73,7 @@ static void cut_rows(sk_registry *r, sk_param *p, const sk_param_spec *spec) {
   sk_segment whole = {.units = 1, .width = p->dim[0]};
   int n = spec->n_seg ? spec->n_seg : 1;
   int64_t global_row = 0;
+  if (spec->n_seg == 1 && spec->seg[0].users == spec->seg[0].units) p->row_units = spec->seg[0].units;
   for (int k = 0; k < n; k++) {
     const sk_segment *s = spec->n_seg ? &spec->seg[k] : &whole;
     int64_t have, lo = sk_segment_units(s, r->tp, r->tp_rank, &have);

@@ -71,6 +71,7 @@ typedef struct sk_param {
   int64_t global_len;    /* elements of a global row */
   int64_t col;           /* first column of the shard */
   int64_t col_units;     /* tp ranks share its columns out by so many equal parts; 0: they share the rows */
+  int64_t row_units;     /* the same of its rows, each of which one rank has; 0: of several kinds, or not so */
   int64_t rows, row_len; /* of the shard */
   int64_t offset, count; /* of the shard, elements in the flat index space */
   int64_t block_rows;

@@ -43,7 +43,7 @@ static void round_trips(void) {
 /* A slab of more than 64 MiB travels in pieces. Once is enough: on one rank. */
 static void large_slab(void) {
   static float a[17 << 20], b[17 << 20];
-  const sk_dset d = {"params/x", 2, {17, 1 << 20}, 0};
+  const sk_dset d = {"params/x", 2, {17, 1 << 20}, {0}};
   const sk_slab out = {.count = {17, 1 << 20}, .data = a}, back = {.count = {17, 1 << 20}, .data = b};
   sk_err e = {0};
   if (tap_size > 1) return;
@@ -58,8 +58,8 @@ static void large_slab(void) {
 static void column_blocks(void) {
   enum { ROWS = 301, BLOCK = 3500, BLOCKS = 6, COLS = BLOCK * BLOCKS }; // above 4 MiB each, of odd size
   static float out[ROWS * COLS + 5 * 12 + 3], in[ROWS * COLS + 5 * 12 + 3]; // one rank has all of a, b and c
-  const sk_dset d[] = {{"params/a", 2, {ROWS, COLS}, .block = BLOCK}, {"params/b", 2, {5, 12}, .block = 2},
-                       {"params/c", 1, {3}, 0}};
+  const sk_dset d[] = {{"params/a", 2, {ROWS, COLS}, .block = {ROWS, BLOCK}}, {"params/b", 2, {5, 12}, .block = {5, 2}},
+                       {"params/c", 1, {3}, {0}}};
   const sk_ckpt_meta m = {.run_id = "0123456789abcdef", .step = 1, .grid = {1, 1, 1, tap_size},
                           .deck = (char *)(uintptr_t)deck, .hf_json = (char *)(uintptr_t)hf_json};
   sk_slab w[3 * BLOCKS + 1], *s = w, r[3];
@@ -91,6 +91,48 @@ static void column_blocks(void) {
   }
   if (!e.code) sk_ckpt_verify(MPI_COMM_WORLD, "columns/checkpoints/step-00000001", &e);
   tap_ok(!e.code, "and verify finds the slabs %s", e.msg);
+}
+
+/* Blocks of rows and of columns: the first ones of all matrices lie together, then the second ones, and who has them
+ * together in memory as well writes them as one, here into pages. */
+static void blocks_together(void) {
+  enum { BLOCKS = 6, SIDE = 192, WIDTH = 512, EACH = SIDE * WIDTH, BYTES = 4 * EACH }; // a block: 96 pages
+  static float out[2 * BLOCKS * EACH + 1024], in[2 * BLOCKS * EACH];
+  const sk_dset d[] = {{"params/a", 2, {BLOCKS * SIDE, WIDTH}, {SIDE, WIDTH}}, {"params/b", 1, {3}, {0}},
+                       {"params/c", 2, {SIDE, BLOCKS * WIDTH}, {SIDE, WIDTH}}};
+  sk_slab w[2 * BLOCKS + 1], *s = w;
+  float *p = out + (-(uintptr_t)out % 4096) / sizeof *out;
+  sk_err e = {0};
+  for (int k = tap_rank; k < BLOCKS; k += tap_size)
+    for (int c = 0; c < 2; c++, p += EACH) {
+      *s++ = (sk_slab){2 * c, {c ? 0 : k * SIDE, c ? k * WIDTH : 0}, {SIDE, WIDTH}, p};
+      for (int i = 0; i < EACH; i++) p[i] = (float)((c * BLOCKS + k) * EACH + i);
+    }
+  float few[] = {7, 8, 9};
+  if (tap_rank == 0) *s++ = (sk_slab){1, {0}, {3}, few};
+  const sk_ckpt_file f = {"model.h5", 3, (int)(s - w), d, w, NULL, NULL};
+  const sk_ckpt_meta m = {.run_id = "0123456789abcdef", .step = 1, .grid = {1, 1, 1, tap_size}, .deck = (char *)(uintptr_t)deck};
+  sk_ckpt_form *form;
+  sk_ckpt_result result;
+  SK_CHECK(sk_ckpt_form_make(MPI_COMM_WORLD, "together", run_id, 1, &f, &form, &e) == SK_OK, "%s", e.msg);
+  bool ok = true;
+  const int64_t first = sk_ckpt_form_place(form, 0, &f, 0) - 2 * tap_rank * (int64_t)BYTES;
+  for (int i = 0, k = tap_rank; k < BLOCKS; i += 2, k += tap_size)
+    for (int c = 0; c < 2; c++) ok = ok && sk_ckpt_form_place(form, 0, &f, i + c) == first + (2 * k + c) * (int64_t)BYTES;
+  tap_ok(ok && first % 4096 == 0, "block k of all matrices together, on whole pages");
+  sk_ckpt_end(sk_ckpt_begin(MPI_COMM_WORLD, "together", &m, form, &f, false, 0, 0), &result, &e);
+  sk_ckpt_form_free(form);
+  few[0] = few[2] = 0;
+  sk_slab r[3] = {{0, {0, 0}, {BLOCKS * SIDE, WIDTH}, in}, {1, {0}, {3}, few}, {2, {0, 0}, {SIDE, BLOCKS * WIDTH}, in + BLOCKS * EACH}};
+  const sk_ckpt_file back = {"model.h5", 3, 3, d, r, NULL, NULL};
+  if (!e.code) sk_ckpt_read(MPI_COMM_WORLD, "together/checkpoints/step-00000001", &back, &e);
+  for (int i = 0; i < BLOCKS * EACH; i++) {
+    const int row = i / (BLOCKS * WIDTH), col = i % (BLOCKS * WIDTH), k = col / WIDTH;
+    ok = ok && in[i] == (float)i && in[BLOCKS * EACH + i] == (float)((BLOCKS + k) * EACH + row * WIDTH + col % WIDTH);
+  }
+  tap_ok(!e.code && ok && few[0] == 7 && few[2] == 9, "and are read by rows %s", e.msg);
+  if (!e.code) sk_ckpt_verify(MPI_COMM_WORLD, "together/checkpoints/step-00000001", &e);
+  tap_ok(!e.code, "and verify finds them %s", e.msg);
 }
 
 /* ---- the manifest ---- */
@@ -255,8 +297,8 @@ static void weights_only(void) {
 
 /* HDF5 files that do not have what is asked for. */
 static void other_hdf5(void) {
-  static const sk_dset d[] = {{"params/four", 4, {2, 3, 2, 4}, 0}, {"params/four", 3, {2, 3, 8}, 0},
-                              {"five", 1, {1}, 0}, {"params", 1, {1}, 0}, {"data", 1, {5}, 0}, {"params/four", 1, {1}, 0}};
+  static const sk_dset d[] = {{"params/four", 4, {2, 3, 2, 4}, {0}}, {"params/four", 3, {2, 3, 8}, {0}},
+                              {"five", 1, {1}, {0}}, {"params", 1, {1}, {0}}, {"data", 1, {5}, {0}}, {"params/four", 1, {1}, {0}}};
   static const char *const says[] = {"has the shape 2 x 3 x 4 x 2; 2 x 3 x 2 x 4 is needed",
                                      "another number of dimensions", "has no dataset five of its own",
                                      "not a readable dataset", "not little-endian float32", "truncated file"};
@@ -411,7 +453,7 @@ enum { ROWS = 700, WIDE = 1000 }; // above 64 KiB on each rank, of an odd number
  * come with what they sum up to, the last of them with one bit too many if `wrong`. */
 static void save_pages(const char *run, int off, int known, bool wrong, sk_err *e) {
   static char memory[2 * (ROWS * WIDE * sizeof(float) + 8192)];
-  const sk_dset d[2] = {{"params/a", 2, {ROWS, WIDE}, 0}, {"params/b", 2, {ROWS, WIDE}, .block = WIDE / 2}};
+  const sk_dset d[2] = {{"params/a", 2, {ROWS, WIDE}, {0}}, {"params/b", 2, {ROWS, WIDE}, .block = {ROWS, WIDE / 2}}};
   const int64_t lo = (int64_t)ROWS * tap_rank / tap_size, n = (int64_t)ROWS * (tap_rank + 1) / tap_size - lo;
   sk_slab w[3] = {{0, {lo, 0}, {n, WIDE}, NULL}, {1, {lo, 0}, {n, WIDE / 2}, NULL}, {1, {lo, WIDE / 2}, {n, WIDE / 2}, NULL}};
   sk_sum sum[3];
@@ -455,7 +497,7 @@ static void pages(void) {
     if (i == 0) memcpy(first, hash, sizeof hash);
     static float in[ROWS * WIDE];
     sk_slab back = {1, {0, 0}, {ROWS, WIDE}, in};
-    const sk_dset d[2] = {{"params/a", 2, {ROWS, WIDE}, 0}, {"params/b", 2, {ROWS, WIDE}, 0}};
+    const sk_dset d[2] = {{"params/a", 2, {ROWS, WIDE}, {0}}, {"params/b", 2, {ROWS, WIDE}, {0}}};
     const sk_ckpt_file f = {"model.h5", 2, 1, d, &back, NULL, NULL};
     bool ok = !e.code && sk_ckpt_read(MPI_COMM_WORLD, path, &f, &e) == SK_OK && !strcmp(first, hash);
     for (int64_t k = 0; k < ROWS * WIDE; k++) ok = ok && in[k] == (float)(k + 1);
@@ -503,7 +545,7 @@ static void sums(void) {
 }
 
 int main(int argc, char **argv) {
-  static void (*const test[])(void) = {round_trips,   large_slab,   column_blocks, manifest,   forged_manifests,
+  static void (*const test[])(void) = {round_trips,   large_slab,   column_blocks, blocks_together, manifest,   forged_manifests,
                                        damaged_files, verify_slabs, weights_only,  other_hdf5, workers,
                                        launchers_cores, pages,      sums,          first_version};
   return run_all(argc, argv, (int)(sizeof test / sizeof *test), test);

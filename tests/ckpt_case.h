@@ -19,14 +19,14 @@ enum { SETS = 4, MAX_FLOATS = 256 };
 
 static const char *const split_name[] = {"uneven rows", "all on one rank", "columns", "rows dealt out"};
 static const char *const file_name[] = {"model.h5", "optimizer.h5", "manifest.json"};
-static const sk_dset set[2][SETS] = {{{"params/model.embed_tokens.weight", 2, {13, 5}, 0},
-                                      {"params/model.layers.0.mamba.A_log", 1, {1}, 0},
-                                      {"params/model.layers.0.mamba.conv1d.weight", 3, {6, 1, 4}, 0},
-                                      {"params/four", 4, {2, 3, 4, 2}, 0}},
-                                     {{"m/model.embed_tokens.weight", 2, {13, 5}, 0},
-                                      {"m/three", 1, {3}, 0},
-                                      {"v/model.embed_tokens.weight", 2, {13, 5}, 0},
-                                      {"v/three", 1, {3}, 0}}};
+static const sk_dset set[2][SETS] = {{{"params/model.embed_tokens.weight", 2, {13, 5}, {0}},
+                                      {"params/model.layers.0.mamba.A_log", 1, {1}, {0}},
+                                      {"params/model.layers.0.mamba.conv1d.weight", 3, {6, 1, 4}, {0}},
+                                      {"params/four", 4, {2, 3, 4, 2}, {0}}},
+                                     {{"m/model.embed_tokens.weight", 2, {13, 5}, {0}},
+                                      {"m/three", 1, {3}, {0}},
+                                      {"v/model.embed_tokens.weight", 2, {13, 5}, {0}},
+                                      {"v/three", 1, {3}, {0}}}};
 static const char deck[] = "run: {dir: \"a\\b\"}\n# \xc3\xbc\t\"manifest_xxh3_128\": \"0\"\n";
 static const char hf_json[] = "{\"model_type\": \"falcon_h1\"}", run_id[] = "0123456789abcdef";
 static const char whole[] = "m/checkpoints/step-00000003"; /* written by run_all; most tests take copies */

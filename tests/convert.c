@@ -490,7 +490,7 @@ static void other_model(const char *dir, const char *keys, const char *word) {
   char *deck = sk_strf("model: {vocab_size: 8, hidden_size: 8, num_attention_heads: 2, num_key_value_heads: 1, "
                        "intermediate_size: 8, mamba_d_ssm: 8, mamba_n_heads: 2, num_hidden_layers: 2, %s}\n", keys);
   float zero[8] = {0};
-  const sk_dset d = {"params/model.final_layernorm.weight", 1, {8}, 0};
+  const sk_dset d = {"params/model.final_layernorm.weight", 1, {8}, {0}};
   const sk_slab s = {.count = {8}, .data = zero};
   const sk_ckpt_meta meta = {.grid = {1, 1, 1, 1}, .deck = deck};
   const sk_ckpt_file f = {"model.h5", 1, tap_rank == 0, &d, &s, NULL, NULL};

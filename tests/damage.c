@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 static const char *const file_name[] = {"model.h5", "optimizer.h5", "manifest.json"};
-static const sk_dset set[2][2] = {{{"params/a", 2, {3, 5}, 0}, {"params/b", 1, {7}, 0}}, {{"m/a", 2, {3, 5}, 0}, {"v/a", 2, {3, 5}, 0}}};
+static const sk_dset set[2][2] = {{{"params/a", 2, {3, 5}, {0}}, {"params/b", 1, {7}, {0}}}, {{"m/a", 2, {3, 5}, {0}}, {"v/a", 2, {3, 5}, {0}}}};
 static const char folder[] = "run/checkpoints/step-00000003";
 static float values[2][2][15];
 

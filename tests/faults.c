@@ -22,8 +22,8 @@
 enum { SETS = 4, FLOATS = 16384, FILES = 2, PAGE = 4096 };
 
 static const sk_dset set[FILES][SETS] = {
-    {{"params/a", 2, {70, 60}, 0}, {"params/b", 1, {7}, 0}, {"params/c", 3, {6, 1, 4}, 0}, {"params/d", 1, {1}, 0}},
-    {{"m/a", 2, {70, 60}, 0}, {"m/b", 1, {7}, 0}, {"v/a", 2, {30, 20}, 20}, {"v/b", 1, {7}, 0}}};
+    {{"params/a", 2, {70, 60}, {0}}, {"params/b", 1, {7}, {0}}, {"params/c", 3, {6, 1, 4}, {0}}, {"params/d", 1, {1}, {0}}},
+    {{"m/a", 2, {70, 60}, {0}}, {"m/b", 1, {7}, {0}}, {"v/a", 2, {30, 20}, {30, 20}}, {"v/b", 1, {7}, {0}}}};
 static const char *const file_name[FILES] = {"model.h5", "optimizer.h5"};
 
 /* Faults at rest, after those of the shim. */
