@@ -54,20 +54,20 @@ int sk_h5_fail(sk_err *e, const char *path, const char *what) {
 
 /* File access: locks off (they fail on some parallel file systems, and files here are written once under
  * another name), a format with checksummed metadata that every HDF5 since 1.8 reads, and datasets, and
- * blocks of them, of 64 KiB and more at multiples of a page, which is what O_DIRECT asks for. Smaller ones and HDF5's
- * structures are kept from lying in between. */
+ * blocks of them, of 64 KiB and more at multiples of a page, which is what O_DIRECT asks for. */
 static hid_t access_plist(void) {
   hid_t p = H5Pcreate(H5P_FILE_ACCESS);
   SK_CHECK(p >= 0 && H5Pset_file_locking(p, false, true) >= 0 &&
            H5Pset_libver_bounds(p, H5F_LIBVER_V18, H5F_LIBVER_V110) >= 0 &&
-           H5Pset_alignment(p, 64 << 10, 4096) >= 0 && H5Pset_small_data_block_size(p, 64 << 10) >= 0 &&
-           H5Pset_meta_block_size(p, 256 << 10) >= 0, "HDF5 refuses the file access settings");
+           H5Pset_alignment(p, 64 << 10, 4096) >= 0, "HDF5 refuses the file access settings");
   return p;
 }
 
-int64_t sk_h5_create(const char *path, sk_err *e) {
+int64_t sk_h5_create(const char *path, int64_t structures, int64_t small, sk_err *e) {
   quiet();
   hid_t access = access_plist(), create = H5Pcreate(H5P_FILE_CREATE);
+  if (structures) H5Pset_meta_block_size(access, (hsize_t)structures);
+  if (small) H5Pset_small_data_block_size(access, (hsize_t)small);
   H5Pset_obj_track_times(create, false);
   hid_t f = H5Fcreate(path, H5F_ACC_TRUNC, create, access);
   if (f < 0) sk_h5_fail(e, path, "created");

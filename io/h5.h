@@ -75,8 +75,9 @@ int sk_h5_read(MPI_Comm comm, const char *path, int n_dset, const sk_dset *dset,
 /* "PATH: cannot be WHAT: what HDF5 says about it"; call it right after the HDF5 call that failed. */
 int sk_h5_fail(sk_err *e, const char *path, const char *what);
 
-/* Not collective. A new empty file / an existing one read-only, by this process alone. */
-int64_t sk_h5_create(const char *path, sk_err *e);
+/* Not collective. A new empty file / an existing one read-only, by this process alone. structures, small: so many bytes
+ * of HDF5's own structures, and of the datasets smaller than that, are kept together; 0: as HDF5 does it. */
+int64_t sk_h5_create(const char *path, int64_t structures, int64_t small, sk_err *e);
 int64_t sk_h5_open(const char *path, sk_err *e);
 int sk_h5_close(int64_t file);
 

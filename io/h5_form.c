@@ -69,21 +69,44 @@ static void add_block(hid_t d, const char *path, const sk_dset *dset, int k, int
   offset[k] = (int64_t)at;
 }
 
+/* The first ones of all datasets, then the second ones, and so on. */
+static void add_blocks(const hid_t *d, const char *path, int n, const sk_dset *dset, sk_h5_form *form, sk_err *e) {
+  bool more = true;
+  for (int k = 0; more; k++) {
+    more = false;
+    for (int i = 0; i < n && !e->code; i++) {
+      if (!dset[i].block[0] || k >= sk_dset_parts(&dset[i])) continue;
+      add_block(d[i], path, &dset[i], k, form->offset + form->first[i], e);
+      more = true;
+    }
+  }
+}
+
+static int64_t bytes_of(const sk_dset *d) {
+  sk_slab whole = {0};
+  memcpy(whole.count, d->dim, sizeof whole.count);
+  return (int64_t)sizeof(float) * sk_slab_count(&whole, d->rank);
+}
+
+/* What HDF5 needs besides the elements, about: a header for each dataset, an index for one of blocks. */
+static int64_t structures_of(int n, const sk_dset *dset) {
+  int64_t bytes = 512 * (int64_t)n;
+  for (int i = 0; i < n; i++) bytes += dset[i].block[0] ? 3072 : 0;
+  return bytes;
+}
+
+/* Structures and small datasets do not lie between the large ones, which are so written in long pieces. */
 static int make_file(const char *path, int n, const sk_dset *dset, const char *const *attrs, sk_h5_form *form,
                      sk_err *e) {
-  hid_t f = sk_h5_create(path, e);
+  enum { SMALL = 64 << 10 };
+  int64_t small = 0;
+  for (int i = 0; i < n; i++) small += bytes_of(&dset[i]) < SMALL ? bytes_of(&dset[i]) : 0;
+  hid_t f = sk_h5_create(path, structures_of(n, dset), small < SMALL ? small : SMALL, e);
   if (f < 0) return e->code;
   for (; attrs && attrs[0] && !e->code; attrs += 2) sk_h5_text_attr(f, path, attrs[0], attrs[1], e);
-  int most = 0;
   hid_t *d = sk_malloc((size_t)n * sizeof *d);
-  for (int i = 0; i < n; i++) {
-    d[i] = e->code ? -1 : create_dset(f, path, &dset[i], form->offset + form->first[i], e);
-    if (dset[i].block[0] && form->first[i + 1] - form->first[i] > most) most = form->first[i + 1] - form->first[i];
-  }
-  for (int k = 0; k < most; k++)
-    for (int i = 0; i < n && !e->code; i++)
-      if (dset[i].block[0] && k < form->first[i + 1] - form->first[i])
-        add_block(d[i], path, &dset[i], k, form->offset + form->first[i], e);
+  for (int i = 0; i < n; i++) d[i] = e->code ? -1 : create_dset(f, path, &dset[i], form->offset + form->first[i], e);
+  add_blocks(d, path, n, dset, form, e);
   for (int i = 0; i < n; i++)
     if (d[i] >= 0) H5Dclose(d[i]);
   sk_free(d);
@@ -125,9 +148,7 @@ static void take_form(sk_h5_form *f, int fd, int n, const sk_dset *dset, const c
   int next = 0, places = f->first[n];
   extent *at = sk_calloc((size_t)places, sizeof *at);
   for (int i = 0; i < n; i++) {
-    sk_slab whole = {0};
-    memcpy(whole.count, dset[i].dim, sizeof whole.count);
-    int64_t bytes = (int64_t)sizeof(float) * sk_slab_count(&whole, dset[i].rank) / (f->first[i + 1] - f->first[i]);
+    const int64_t bytes = bytes_of(&dset[i]) / (f->first[i + 1] - f->first[i]);
     for (int k = f->first[i]; k < f->first[i + 1]; k++) at[k] = (extent){f->offset[k], f->offset[k] + bytes};
   }
   qsort(at, (size_t)places, sizeof *at, by_place);
@@ -157,14 +178,9 @@ static int scratch_file(char **path) {
 /* A limit on files or a full disk must not show inside of HDF5: it crashes at the end of the program when it could not
  * close a file. */
 static int check_room(int fd, int n, const sk_dset *dset, const char *name, sk_err *e) {
-  off_t structure = (1 << 20) + 1024 * (off_t)n, size;
-  for (int i = 0; i < n; i++) structure += dset[i].block[0] ? 8192 : 0; // an index of the blocks
-  size = structure;
-  for (int i = 0; i < n; i++) {
-    sk_slab whole = {0};
-    memcpy(whole.count, dset[i].dim, sizeof whole.count);
-    size += (off_t)sizeof(float) * sk_slab_count(&whole, dset[i].rank) + 1024;
-  }
+  const off_t structure = 65536 + 3 * structures_of(n, dset);
+  off_t size = structure;
+  for (int i = 0; i < n; i++) size += bytes_of(&dset[i]) + 1024;
   if (ftruncate(fd, size) != 0 || (fallocate(fd, 0, 0, structure) != 0 && errno != EOPNOTSUPP) ||
       ftruncate(fd, 0) != 0)
     return sk_fs_fail(e, name, "laid out", errno);

@@ -51,7 +51,7 @@ static void create_file(const sk_tokens_writer *w, const sk_tokens_meta *m, sk_e
   if (sk_fs_reserve(tmp, chunks * SK_TOKENS_CHUNK * w->width + m->documents * 8 + (1 << 20), e) !=
       SK_OK)
     return;
-  hid_t f = sk_h5_create(tmp, e);
+  hid_t f = sk_h5_create(tmp, 0, 0, e);
   if (f < 0) return;
   sk_h5_text_attr(f, tmp, "format", "saker-tokens", e);
   sk_h5_int_attr(f, tmp, "version", 1, e);
