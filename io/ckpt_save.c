@@ -93,7 +93,7 @@ enum {
 typedef struct place {
   sk_ckpt_part *part;
   int slab;
-  int64_t at, bytes; /* of the file; that lie together there, or 0 */
+  int64_t at, bytes; /* where it begins in the file; all of it if it lies together there, else 0 */
 } place;
 
 /* Slabs that lie together both in the file and in memory, or a single one. */
@@ -132,8 +132,8 @@ static int add_units(batch *b, sk_ckpt_part *w, place *list) {
   qsort(list, (size_t)n, sizeof *list, by_place);
   for (int i = 0; i < n; i++) {
     const place *p = &list[i];
-    unit *u = &b->unit[b->n - 1];
-    if (b->n > before && u->bytes && p->bytes && p->at == u->first->at + u->bytes && data_of(p) == data_of(u->first) + u->bytes &&
+    unit *u = b->n > before ? &b->unit[b->n - 1] : NULL;
+    if (u && u->bytes && p->bytes && p->at == u->first->at + u->bytes && data_of(p) == data_of(u->first) + u->bytes &&
         u->bytes + p->bytes <= TOGETHER)
       u->n++, u->bytes += p->bytes;
     else

@@ -16,8 +16,8 @@ enum {
   PAGE = 4096,      // O_DIRECT's unit: every disk's divides it
   CHUNK = 8 << 20,  // bytes of a write past the page cache
   WORD = 4,         // bytes that a sum counts together
+  READ = 4 << 20,   // bytes read at a time
   HUGE_PAGE = 2 << 20,
-  READ = 4 << 20, // bytes read at a time
 };
 
 static int write_at(const sk_ckpt_part *w, const char *p, int64_t n, int64_t at, sk_err *e) {
