@@ -134,10 +134,13 @@ static int add_units(batch *b, sk_ckpt_part *w, place *list) {
     const place *p = &list[i];
     unit *u = b->n > before ? &b->unit[b->n - 1] : NULL;
     if (u && u->bytes && p->bytes && p->at == u->first->at + u->bytes && data_of(p) == data_of(u->first) + u->bytes &&
-        u->bytes + p->bytes <= TOGETHER)
-      u->n++, u->bytes += p->bytes;
-    else
-      b->unit[b->n++] = (unit){.first = p, .n = 1, .turn = b->n - before, .bytes = p->bytes};
+        u->bytes + p->bytes <= TOGETHER) {
+      u->n++;
+      u->bytes += p->bytes;
+    } else {
+      b->unit[b->n] = (unit){.first = p, .n = 1, .turn = b->n - before, .bytes = p->bytes};
+      b->n++;
+    }
   }
   for (int i = before; i < b->n; i++) b->unit[i].of = b->n - before;
   return n;
